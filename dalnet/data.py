@@ -242,15 +242,17 @@ def _tags_from_onehot(path, names, classes):
 class RandomRescale(v2.Transform):
     "Resize by one random factor for both sides"
     def __init__(self,
-        scale:tuple=(.5, 2.) # smallest and largest factor
+        scale:tuple=(.5, 2.), # smallest and largest factor
+        long_side:int|None=None # pixels that factor 1 gives the longer side; None = its own length
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.long_side = scale, long_side
 
     def make_params(self, flat_inputs):
         "Draw the new (height,width)"
-        factor = torch.empty(()).uniform_(*self.scale).item()
-        return dict(size=[max(1, round(o*factor)) for o in v2.query_size(flat_inputs)])
+        size, factor = v2.query_size(flat_inputs), torch.empty(()).uniform_(*self.scale).item()
+        if self.long_side: factor *= self.long_side/max(size)
+        return dict(size=[max(1, round(o*factor)) for o in size])
 
     def transform(self, inpt, params):
         "Resize an image or its box"
@@ -262,10 +264,11 @@ class TrainTransform:
     def __init__(self,
         crop:int=448, # side of the square crop, pixels
         scale:tuple=(.5, 2.), # range of the random rescaling
+        long_side:int|None=None, # pixels that factor 1 gives the longer side; None = its own length
         jitter:float=.4, # strength of brightness, contrast and saturation jitter; hue a quarter of it; 0 = none
         blur:float=.1 # probability of a Gaussian blur
     ):
-        steps = [RandomRescale(scale), v2.RandomHorizontalFlip(), v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 128, 'others': 0})]
+        steps = [RandomRescale(scale, long_side), v2.RandomHorizontalFlip(), v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 128, 'others': 0})]
         if jitter: steps += [v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8)]
         if blur: steps += [v2.RandomApply([v2.GaussianBlur(9, (.1, 2.))], blur)]
         self.steps = v2.Compose(steps + [v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])

@@ -1,0 +1,20 @@
+"Shared fixtures: a synthetic dataset, and the real one where it is at hand"
+import os
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks a hub
+import pytest
+from pathlib import Path
+from dalnet.data import make_shapes, voc_root
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    "24 synthetic pictures in the devkit's layout"
+    return make_shapes(tmp_path_factory.mktemp('data')/'shapes', n=24, size=96)
+
+
+@pytest.fixture(scope='session')
+def voc():
+    "The real VOC subset, or a skip that says why"
+    root = voc_root()
+    if root is None: pytest.skip('no VOC 2012 folder: set DALNET_VOC to one')
+    return root.resolve()
