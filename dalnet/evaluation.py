@@ -6,14 +6,14 @@
 __all__ = ['THRESHOLDS', 'ConfusionMatrix', 'ThresholdSweep', 'sweep_thresholds', 'CamScores', 'evaluate_cams']
 
 # %% ../nbs/13_evaluation.ipynb #defc4909
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-import numpy as np, torch
-from fastprogress.fastprogress import progress_bar
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from .cam import multi_scale_cam
 from .data import IGNORE
+from .training import progress
 
 # %% ../nbs/13_evaluation.ipynb #e4554fea
 class ConfusionMatrix:
@@ -31,7 +31,7 @@ class ConfusionMatrix:
         keep = target != IGNORE
         pred, target = pred[keep].long(), target[keep].long()
         for what, o in dict(prediction=pred, target=target).items():
-            if len(o) and (o.min() < 0 or o.max() >= self.n): raise ValueError(f'the {what} has label {int(o.max())}, beyond the {self.n} of this matrix')
+            if len(o) and (o.min() < 0 or o.max() >= self.n): raise ValueError(f'the {what} has label {int(o.max() if o.max() >= self.n else o.min())}, beyond the {self.n} of this matrix')
         self.counts += torch.bincount(target*self.n + pred, minlength=self.n**2).reshape(self.n, self.n).cpu()
         return self
 
@@ -121,22 +121,23 @@ def _scores(sweep, fixed, names):
 # %% ../nbs/13_evaluation.ipynb #1d3b1110
 @torch.inference_mode()
 def evaluate_cams(
-    model:Callable, # anything that `multi_scale_cam` takes and that gives (final, intermediate) activations
+    model:Callable, # anything that `multi_scale_cam` takes; it gives (final, intermediate) activations, or final ones only
     dataset:torch.utils.data.Dataset, # items with image (3,H,W), tags and mask (H0,W0); e.g. VOCDataset(..., masks=True)
     scales:tuple=(1., .5, 1.5), # of the multi-scale CAMs
     flip:bool=True, # add mirror images
     fixed:float=.3, # the fixed threshold; one of `thresholds`
     thresholds:tuple=THRESHOLDS, # to find the best of
     device:str='cpu' # where the model is
-)->dict[str,CamScores]: # "cam" and "inter"
+)->dict[str,CamScores]: # "cam", and "inter" where there are such
     "Score the final and the intermediate CAMs of a model, knowing the true tags"
     if fixed not in thresholds: raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
     if isinstance(model, torch.nn.Module): model.eval()
     sweeps = {k: ThresholdSweep(len(dataset.classes) + 1, thresholds) for k in ('cam', 'inter')}
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
-    for item in progress_bar(loader, total=len(dataset), leave=False, display=sys.stdout.isatty()):
+    for item in progress(loader, len(dataset)):
         image, tags, target = (item[k][None].to(device) for k in ('image', 'tags', 'mask'))
-        for key, maps in zip(sweeps, multi_scale_cam(model, image, scales, flip)):
-            if maps.shape[-2:] != target.shape[-2:]: maps = torch.nn.functional.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
+        found = multi_scale_cam(model, image, scales, flip)
+        for key, maps in zip(sweeps, (found,) if torch.is_tensor(found) else found):
+            if maps.shape[-2:] != target.shape[-2:]: maps = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
             sweeps[key].update(maps, tags, target)
-    return {k: _scores(o, fixed, dataset.classes) for k, o in sweeps.items()}
+    return {k: _scores(o, fixed, dataset.classes) for k, o in sweeps.items() if o.counts.any()}

@@ -89,7 +89,7 @@ WEIGHTS = dict(cls=1., inter=1., im=1., ex=1.)  # Eq. 7: 1, 1, lambda_i, lambda_
 def losses(
     out:DALNetOutput, # of `DALNet.forward`
     tags:Tensor, # (B,C) in {0,1}
-    weights:dict|None=None, # term -> weight; terms of weight 0 are not computed; None = `WEIGHTS`
+    weights:dict|None=None, # term -> weight, `WEIGHTS` where not given; terms of weight 0 are not computed
     cross:bool=True, # cross-contrastive learning, Table 4
     lam:float=.001, # lambda of Eq. 6
     tau:float=1., # temperature of Eq. 6
@@ -102,11 +102,11 @@ def losses(
         inter=lambda: F.multilabel_soft_margin_loss(out.inter_logits, tags),
         im=lambda: gia_loss(out.cls, out.text_fg, out.text_bg, tags, cross, similarity),
         ex=lambda: lea_loss(out.patch_fg, out.patch_bg, out.text_fg, out.text_bg, tags, lam, tau, cross, tag_reduce))
-    return {k: term() for k, term in terms.items() if (weights or WEIGHTS)[k]}
+    return {k: term() for k, term in terms.items() if (WEIGHTS | (weights or {}))[k]}
 
 def total_loss(
     terms:dict[str,Tensor], # of `losses`
-    weights:dict|None=None # term -> weight; None = `WEIGHTS`
+    weights:dict|None=None # term -> weight, `WEIGHTS` where not given
 )->Tensor: # scalar
     "The weighted sum of Eq. 7"
-    return sum((weights or WEIGHTS)[k]*v for k, v in terms.items())
+    return sum((WEIGHTS | (weights or {}))[k]*v for k, v in terms.items())

