@@ -132,12 +132,17 @@ def evaluate_cams(
     "Score the final and the intermediate CAMs of a model, knowing the true tags"
     if fixed not in thresholds: raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
     if isinstance(model, torch.nn.Module): model.eval()
+    activations = getattr(model, 'activations', model)
     sweeps = {k: ThresholdSweep(len(dataset.classes) + 1, thresholds) for k in ('cam', 'inter')}
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
     for item in progress(loader, len(dataset)):
         image, tags, target = (item[k][None].to(device) for k in ('image', 'tags', 'mask'))
-        found = multi_scale_cam(model, image, scales, flip)
-        for key, maps in zip(sweeps, (found,) if torch.is_tensor(found) else found):
-            if maps.shape[-2:] != target.shape[-2:]: maps = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
-            sweeps[key].update(maps, tags, target)
+        tagged = tags[0].bool()
+        def tagged_only(x):
+            out = activations(x)
+            return tuple(o[:, tagged] for o in ((out,) if torch.is_tensor(out) else out))
+        for key, maps in zip(sweeps, multi_scale_cam(tagged_only, image, scales, flip)):
+            full = target.new_zeros(1, len(tagged), *target.shape[-2:], dtype=maps.dtype)
+            if tagged.any(): full[:, tagged] = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
+            sweeps[key].update(full, tags, target)
     return {k: _scores(o, fixed, dataset.classes) for k, o in sweeps.items() if o.counts.any()}
