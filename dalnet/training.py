@@ -98,7 +98,7 @@ PRESETS = dict(
         warmup=50, save_every=400, workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
         split='train', text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
-        pool='average', crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=200, batch_size=16, lr=1e-3, head_lr_ratio=1., warmup=20, save_every=200, workers=0, out='dalnet_demo'))
+        crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., warmup=20, save_every=130, workers=0, out='dalnet_demo'))
 
 # %% ../nbs/11_training.ipynb #d220d9ce
 def poly_lr(
