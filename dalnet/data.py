@@ -8,7 +8,7 @@ __all__ = ['VOC_CLASSES', 'COCO_CLASSES', 'IGNORE', 'SHAPE_CLASSES', 'InputError
            'read_classes', 'VOCDataset', 'voc_root']
 
 # %% ../nbs/00_data.ipynb #d30ad121
-import codecs, io, pickle
+import io, os, pickle
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np, torch
@@ -402,6 +402,5 @@ class VOCDataset(torch.utils.data.Dataset):
 # %% ../nbs/00_data.ipynb #018f4448
 def voc_root()->Path|None:
     "A VOC 2012 folder for examples and tests: `$DALNET_VOC`, or `shared/data` beside the checkout; None if absent"
-    import os
     places = [os.environ.get('DALNET_VOC', '')] + [f'{up}shared/data/VOCdevkit/VOC2012' for up in ('../', '../../', '../../../')]
     return next((Path(o) for o in places if o and Path(o, 'JPEGImages').is_dir()), None)

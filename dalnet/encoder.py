@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Features', 'read_weights', 'Encoder']
 
-# %% ../nbs/02_encoder.ipynb #957dd8bc
+# %% ../nbs/02_encoder.ipynb #599bf511
 import difflib
 from functools import partial
 from importlib.util import find_spec
@@ -19,14 +19,14 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 from .data import InputError, first_line
 
-# %% ../nbs/02_encoder.ipynb #6247d116
+# %% ../nbs/02_encoder.ipynb #a1adca11
 class Features(NamedTuple):
     "What the encoder sees in a batch of images, on a grid of h x w patches"
     cls:Tensor    # (B,D) class token v_cls
     patch:Tensor  # (B,D,h,w) patch tokens v_p of the last block, normalised
     inter:Tensor  # (B,D,h,w) patch tokens F_inter of block depth-2
 
-# %% ../nbs/02_encoder.ipynb #550975ca
+# %% ../nbs/02_encoder.ipynb #6956c38e
 def _find_weights(
     source:str|Path # path, or "package:NAME" for the one weight file inside an installed package
 )->Path:
@@ -59,7 +59,7 @@ def _load_into(model, state, full, path):
         raise InputError(f'{path}: weights of another architecture ({what}): give weights of {type(model).__name__} as named')
     model.load_state_dict({k: state[k] for k in own})
 
-# %% ../nbs/02_encoder.ipynb #e2f11292
+# %% ../nbs/02_encoder.ipynb #920ba23a
 def _build(name, pretrained, **kwargs):
     "A timm model without its head; weights from the hub (True), a file, or none (False)"
     base = name.split('.')[0]
@@ -83,7 +83,7 @@ def _build(name, pretrained, **kwargs):
     _load_into(model, state, full, path)
     return model
 
-# %% ../nbs/02_encoder.ipynb #a5b9585d
+# %% ../nbs/02_encoder.ipynb #97f332c9
 def _build_hybrid(name, pretrained, depth, dim, heads, layer_scale, final_norm, img_size):
     "A CNN at output stride 16, its last features the patch tokens of a small vision transformer"
     if img_size % 16: raise InputError(f'encoder "{name}": img_size {img_size} is not a multiple of 16: choose e.g. {-(-img_size//16)*16}')
@@ -99,7 +99,7 @@ def _build_hybrid(name, pretrained, depth, dim, heads, layer_scale, final_norm, 
     vit.pretrained_cfg = cnn.pretrained_cfg
     return vit.to(memory_format=torch.channels_last)
 
-# %% ../nbs/02_encoder.ipynb #dd015917
+# %% ../nbs/02_encoder.ipynb #5e4a46c6
 class Encoder(nn.Module):
     "Any timm ViT by name, or \"hybrid:CNN\": images to class token, patch tokens and intermediate patch tokens"
     def __init__(self,

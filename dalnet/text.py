@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READABLE', 'make_prompts', 'TextEmbeddings', 'encode_text']
 
-# %% ../nbs/01_text.ipynb #a13dea93
+# %% ../nbs/01_text.ipynb #416685c7
 import hashlib, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .data import InputError, first_line
 
-# %% ../nbs/01_text.ipynb #06a4906c
+# %% ../nbs/01_text.ipynb #0c003c47
 READABLE = dict(diningtable='dining table', pottedplant='potted plant', tvmonitor='tv monitor')
 
 def make_prompts(
@@ -25,7 +25,7 @@ def make_prompts(
     words = READABLE | (overrides or {})
     return [template.format(words.get(o, o).replace('_', ' ')) for o in names]
 
-# %% ../nbs/01_text.ipynb #509db86c
+# %% ../nbs/01_text.ipynb #d9ab81f6
 @dataclass
 class TextEmbeddings:
     "Unit text embeddings of the classes and of the background"
@@ -77,7 +77,7 @@ class TextEmbeddings:
         try: return cls(names, prompts, fg, bg, str(arrays.get('source', Path(path).name)))
         except InputError as e: raise InputError(f'{path}: {e}') from None
 
-# %% ../nbs/01_text.ipynb #1300222d
+# %% ../nbs/01_text.ipynb #33c4ff7f
 def _hash_vectors(prompts, width):
     "One pseudo-random unit vector for each prompt, the same on every machine"
     rows = [np.random.default_rng(list(hashlib.sha256(o.encode()).digest())).standard_normal(width) for o in prompts]
@@ -97,7 +97,7 @@ def _clip_vectors(prompts, model, pretrained):
     tokens = open_clip.get_tokenizer(model)(list(prompts))
     return F.normalize(clip.eval().encode_text(tokens).float(), dim=-1)
 
-# %% ../nbs/01_text.ipynb #33c4ff7f
+# %% ../nbs/01_text.ipynb #c5945bc9
 def _cache_file(cache, model, pretrained, prompt):
     "Where the vector of one prompt is kept; a local checkpoint is known by path and time of change"
     path = Path(str(pretrained))
