@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'ConfusionMatrix', 'ThresholdSweep', 'sweep_thresholds', 'CamScores', 'evaluate_cams']
 
-# %% ../nbs/13_evaluation.ipynb #defc4909
+# %% ../nbs/13_evaluation.ipynb #d01fba26
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
@@ -15,7 +15,7 @@ from .cam import multi_scale_cam
 from .data import IGNORE
 from .training import progress
 
-# %% ../nbs/13_evaluation.ipynb #e4554fea
+# %% ../nbs/13_evaluation.ipynb #fed018db
 class ConfusionMatrix:
     "Pixel counts by true and predicted label"
     def __init__(self,
@@ -44,7 +44,7 @@ class ConfusionMatrix:
         "Mean IoU over the labels that appear"
         return self.iou().nanmean().item()
 
-# %% ../nbs/13_evaluation.ipynb #c02c3966
+# %% ../nbs/13_evaluation.ipynb #2b26f55b
 THRESHOLDS = tuple(round(.05*i, 2) for i in range(1, 20))
 
 class ThresholdSweep:
@@ -78,7 +78,7 @@ class ThresholdSweep:
             result.append(matrix)
         return result
 
-# %% ../nbs/13_evaluation.ipynb #2b26f55b
+# %% ../nbs/13_evaluation.ipynb #5990d0f5
 def sweep_thresholds(
     cam:Tensor, # (B,C,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
@@ -90,7 +90,7 @@ def sweep_thresholds(
     sweep.update(cam, tags, target)
     return {t: m.miou() for t, m in zip(sweep.thresholds, sweep.matrices())}
 
-# %% ../nbs/13_evaluation.ipynb #d02ac394
+# %% ../nbs/13_evaluation.ipynb #1d3b1110
 @dataclass
 class CamScores:
     "mIoU of one kind of CAM over a dataset, knowing the true tags; all shares in [0,1]"
@@ -118,7 +118,7 @@ def _scores(sweep, fixed, names):
     best = max(miou, key=miou.get)
     return CamScores(('background', *names), miou, fixed, best, matrices[fixed].iou().tolist(), matrices[best].iou().tolist())
 
-# %% ../nbs/13_evaluation.ipynb #1d3b1110
+# %% ../nbs/13_evaluation.ipynb #16455dc4
 @torch.inference_mode()
 def evaluate_cams(
     model:Callable, # anything that `multi_scale_cam` takes; it gives (final, intermediate) activations, or final ones only
@@ -132,17 +132,12 @@ def evaluate_cams(
     "Score the final and the intermediate CAMs of a model, knowing the true tags"
     if fixed not in thresholds: raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
     if isinstance(model, torch.nn.Module): model.eval()
-    activations = getattr(model, 'activations', model)
     sweeps = {k: ThresholdSweep(len(dataset.classes) + 1, thresholds) for k in ('cam', 'inter')}
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
     for item in progress(loader, len(dataset)):
         image, tags, target = (item[k][None].to(device) for k in ('image', 'tags', 'mask'))
-        tagged = tags[0].bool()
-        def tagged_only(x):
-            out = activations(x)
-            return tuple(o[:, tagged] for o in ((out,) if torch.is_tensor(out) else out))
-        for key, maps in zip(sweeps, multi_scale_cam(tagged_only, image, scales, flip)):
-            full = target.new_zeros(1, len(tagged), *target.shape[-2:], dtype=maps.dtype)
-            if tagged.any(): full[:, tagged] = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
-            sweeps[key].update(full, tags, target)
+        found = multi_scale_cam(model, image, scales, flip)
+        for key, maps in zip(sweeps, (found,) if torch.is_tensor(found) else found):
+            if maps.shape[-2:] != target.shape[-2:]: maps = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
+            sweeps[key].update(maps, tags, target)
     return {k: _scores(o, fixed, dataset.classes) for k, o in sweeps.items() if o.counts.any()}

@@ -39,3 +39,5 @@ def test_site_builds_without_broken_links(tmp_path):
     assert not wrong, wrong
     pages = {o.stem for o in folder.rglob('*.html')}
     for notebook in ('index', '00_data', '03_cam', '11_training', 'voc_mini'): assert notebook in pages, (notebook, pages)
+    gia = next(o for o in folder.rglob('05_gia.html')).read_text()
+    assert 'At the end of this chapter you hold' in gia and 'mathcal{L}_{im}' in gia  # the opening and its equation survive the building
