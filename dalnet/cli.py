@@ -6,7 +6,7 @@
 __all__ = ['add_config_options', 'parse_config', 'dalnet_train', 'dalnet_eval', 'dalnet_demo']
 
 # %% ../nbs/15_cli.ipynb #81a6d666
-import argparse, json, os, sys, time
+import argparse, json, sys, time
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path

@@ -7,7 +7,6 @@ __all__ = ['WEIGHTS', 'pool_logits', 'DALNetOutput', 'DALNet', 'losses', 'total_
 
 # %% ../nbs/10_model.ipynb #643414a3
 from dataclasses import dataclass
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cam import cam

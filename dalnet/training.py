@@ -19,6 +19,24 @@ from .encoder import Encoder
 from .model import DALNet, losses, total_loss
 from .text import TextEmbeddings, encode_text
 
+# %% ../nbs/11_training.ipynb #c71855a7
+def _check_config(config):
+    "Refuse what no run can be made of, one line each"
+    def check(names, fits, want):
+        for name in names.split():
+            if not fits(getattr(config, name)): raise InputError(f'setting {name}: {want}, found {getattr(config, name)!r}')
+    number, whole = lambda v: isinstance(v, (int, float)) and v == v and not isinstance(v, bool), lambda v: type(v) is int
+    check('iterations batch_size crop width save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
+    check('warmup seed workers long_side', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
+    check('lr tau scale_min head_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
+    check('weight_cls weight_inter weight_im weight_ex lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
+    check('beta blur', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
+    check('scale_max', lambda v: number(v) and v >= config.scale_min, f'a number of at least scale_min ({config.scale_min})')
+    check('jitter', lambda v: v <= 2, 'a number of at most 2')
+    for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), device=('auto', 'cpu', 'cuda')).items():
+        check(name, lambda v: v in known, f'one of {", ".join(known)}')
+    if not any(config.weights.values()): raise InputError('settings weight_cls, weight_inter, weight_im, weight_ex: all are 0, there is nothing to learn: raise one')
+
 # %% ../nbs/11_training.ipynb #59a83d3d
 @dataclass
 class TrainConfig:
@@ -67,22 +85,7 @@ class TrainConfig:
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     device:str = 'auto'        # "cpu", "cuda", or "auto"
 
-    def __post_init__(self):
-        "Refuse what no run can be made of, one line each"
-        def check(names, fits, want):
-            for name in names.split():
-                if not fits(getattr(self, name)): raise InputError(f'setting {name}: {want}, found {getattr(self, name)!r}')
-        number, whole = lambda v: isinstance(v, (int, float)) and v == v and not isinstance(v, bool), lambda v: type(v) is int
-        check('iterations batch_size crop width save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
-        check('warmup seed workers long_side', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
-        check('lr tau scale_min head_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
-        check('weight_cls weight_inter weight_im weight_ex lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
-        check('beta blur', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
-        check('scale_max', lambda v: number(v) and v >= self.scale_min, f'a number of at least scale_min ({self.scale_min})')
-        check('jitter', lambda v: v <= 2, 'a number of at most 2')
-        for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), device=('auto', 'cpu', 'cuda')).items():
-            check(name, lambda v: v in known, f'one of {", ".join(known)}')
-        if not any(self.weights.values()): raise InputError('settings weight_cls, weight_inter, weight_im, weight_ex: all are 0, there is nothing to learn: raise one')
+    def __post_init__(self): _check_config(self)
 
     @property
     def weights(self): return {k: getattr(self, f'weight_{k}') for k in ('cls', 'inter', 'im', 'ex')}

@@ -2,7 +2,6 @@
 import os
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks a hub
 import pytest
-from pathlib import Path
 from dalnet.data import make_shapes, voc_root
 
 

@@ -1,7 +1,6 @@
 "Promises about the project itself: the direction of imports, and that the site can be built with no broken link"
 import ast, configparser, shutil, subprocess, sys
 from pathlib import Path
-import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = 'data text encoder cam masks gia lea model training evaluation figures cli'.split()
