@@ -72,10 +72,12 @@ def parse_config(
     return replace(preset, **given), args
 
 # %% ../nbs/15_cli.ipynb #3c032bbf
-def _score(checkpoint, dataset, device, out):
-    "Evaluate a checkpoint's CAMs, print both tables and write them as JSON"
-    device = resolve_device(device)
-    model, _ = Checkpoint.load(checkpoint, device)
+def _eval_data(config, split, data=None, tags=None):
+    "The images and masks of a split, as a run's settings bring them to size"
+    return VOCDataset(data or config.data, split, tags or config.tags, transform=EvalTransform(config.long_side), masks=True, allow_untagged=True)
+
+def _score(model, dataset, device, out):
+    "Evaluate a model's CAMs, print both tables and write them as JSON"
     start = time.perf_counter()
     scores = evaluate_cams(model, dataset, device=device)
     seconds = time.perf_counter() - start
@@ -83,7 +85,6 @@ def _score(checkpoint, dataset, device, out):
     for key, title in dict(inter='intermediate CAM', cam='final CAM').items(): print(f'\n{title}\n{scores[key]}')
     print(f'\nCAM mIoU {100*scores["cam"].miou:.1f} at threshold {scores["cam"].best}, {100*scores["cam"].fixed_miou:.1f} at {scores["cam"].fixed}; intermediate CAM '
           f'{100*scores["inter"].miou:.1f} at {scores["inter"].best} ({len(dataset)} images of "{dataset.split}", {seconds:.0f} s; knowing the true tags, multi-scale with flips)\nwritten: {out}')
-    return scores
 
 @_command
 def dalnet_train(
@@ -92,11 +93,11 @@ def dalnet_train(
     "Train DALNet on images and tags; see `dalnet_train --help`"
     config, args = parse_config(argv, 'Train DALNet on images with tags, and score its CAMs.')
     if not config.data: raise InputError('--data is missing: give the dataset folder, e.g. --data VOCdevkit/VOC2012')
-    dataset = None if args.eval_split == 'none' else VOCDataset(config.data, args.eval_split, config.tags, transform=EvalTransform(config.long_side or None), masks=True, allow_untagged=True)
+    dataset, device = None if args.eval_split == 'none' else _eval_data(config, args.eval_split), resolve_device(config.device)
     start = time.perf_counter()
     last = train(config)
     print(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
-    if dataset: _score(last, dataset, config.device, Path(config.out)/'cam_scores.json')
+    if dataset: _score(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'cam_scores.json')
 
 # %% ../nbs/15_cli.ipynb #a9242444
 @_command
@@ -112,13 +113,14 @@ def dalnet_eval(
     parser.add_argument('--device', default='auto', help='"cpu", "cuda", or "auto"')
     parser.add_argument('--out', help='JSON file to write; default: cam_scores_SPLIT.json in the checkpoint\'s folder')
     args = parser.parse_args(argv)
-    model, config = Checkpoint.load(args.checkpoint)
+    device = resolve_device(args.device)
+    model, config = Checkpoint.load(args.checkpoint, device)
     out = Path(args.out or Path(args.checkpoint)/f'cam_scores_{args.split}.json')
     if not out.parent.is_dir(): raise InputError(f'{out.parent}: no such folder to write the scores to: make it first')
-    dataset = VOCDataset(args.data or config.data, args.split, args.tags or config.tags, transform=EvalTransform(config.long_side or None), masks=True, allow_untagged=True)
+    dataset = _eval_data(config, args.split, args.data, args.tags)
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {args.checkpoint} (first difference: '
         f'{next((a, b) for a, b in zip([*dataset.classes, None], [*model.names, None]) if a != b)}): evaluate on data with the same classes')
-    _score(args.checkpoint, dataset, args.device, out)
+    _score(model, dataset, device, out)
 
 # %% ../nbs/15_cli.ipynb #688971da
 @_command

@@ -251,7 +251,7 @@ class _Log:
         if not shown: print(f'{iteration}/{self.total} {text} {format_time(elapsed)}<{format_time(elapsed/iteration*(self.total - iteration))}', flush=True)
         self.sums, self.n = {}, 0
 
-# %% ../nbs/11_training.ipynb #f0ab88c3
+# %% ../nbs/11_training.ipynb #5472c7dc
 def resolve_device(
     name:str # "cpu", "cuda", or "auto"
 )->str: # "auto" is the GPU if there is one
@@ -260,6 +260,7 @@ def resolve_device(
     if name != 'auto': return name
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
+# %% ../nbs/11_training.ipynb #f0ab88c3
 def train(
     config:TrainConfig # every setting
 )->Path: # the last checkpoint
