@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['VOC_CLASSES', 'COCO_CLASSES', 'IGNORE', 'SHAPE_CLASSES', 'InputError', 'palette', 'save_mask', 'make_shapes',
-           'load_image', 'first_line', 'check_image', 'read_onehot', 'RandomRescale', 'TrainTransform', 'EvalTransform',
-           'read_classes', 'VOCDataset', 'voc_root']
+           'to_rgb', 'load_image', 'first_line', 'check_image', 'read_onehot', 'RandomRescale', 'TrainTransform',
+           'EvalTransform', 'read_classes', 'VOCDataset', 'voc_root']
 
 # %% ../nbs/00_data.ipynb #d30ad121
 import io, os, pickle
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np, torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -115,12 +115,12 @@ def _annotation(name, mask):
 # %% ../nbs/00_data.ipynb #8f10ba2e
 def save_mask(
     mask:np.ndarray, # (H,W) labels, 0-255
-    path:str|Path # PNG to write
+    path # PNG to write, or an open binary file
 ):
     "Save a label mask as a PNG with the VOC palette"
     image = Image.fromarray(np.asarray(mask, np.uint8))
     image.putpalette(palette().ravel().tolist())
-    image.save(path)
+    image.save(path, 'PNG')
 
 # %% ../nbs/00_data.ipynb #d8744c66
 def make_shapes(
@@ -154,12 +154,26 @@ def make_shapes(
     return root
 
 # %% ../nbs/00_data.ipynb #0f4dff84
+def to_rgb(
+    image:Image.Image # of any mode
+)->Image.Image: # RGB, as a viewer shows it
+    "Turn upright by EXIF, bring 16 bits to 8, lay transparency on white, take the first frame of an animation"
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I') or image.mode == 'F':                  # 16-bit, 32-bit and float greys
+        grey = np.asarray(image).astype(np.float64)
+        top = 65535 if image.mode.startswith('I;16') or grey.max() > 255 else 1 if image.mode == 'F' and grey.max() <= 1 else 255
+        image = Image.fromarray((grey*255/top).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB')
+
 def load_image(
     path:str|Path # image file
 )->Image.Image: # RGB
     "Decode an image; a file that doesn't decode raises an `InputError` with its name"
     try:
-        with Image.open(path) as image: return image.convert('RGB')
+        with Image.open(path) as image: return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise InputError(f'{path}: the image cannot be decoded ({first_line(e)}): replace the file or take it off the list') from None
 
@@ -338,6 +352,7 @@ def _read_split(root, split):
 # %% ../nbs/00_data.ipynb #b848678b
 def _read_tags(source, root, split, names, classes):
     "The (N,C) uint8 array of tags from the chosen source"
+    if source == 'none': return np.zeros((len(names), len(classes)), np.uint8)
     if source == 'auto':
         source = 'xml' if (root/'Annotations').is_dir() else 'lists' if (root/'ImageSets/Main').is_dir() else None
     if source is None: raise InputError(f'{root}: no tags: neither Annotations/ nor ImageSets/Main/ is there, and tags never come from masks; add one, or give a one-hot .npy')
@@ -370,7 +385,7 @@ class VOCDataset(torch.utils.data.Dataset):
     def __init__(self,
         root:str|Path, # the devkit's year folder, with JPEGImages and ImageSets
         split:str='train_aug', # a list in ImageSets/Segmentation
-        tags:str|Path='auto', # "xml", "lists" (ImageSets/Main), a one-hot .npy, or "auto": xml if there, else lists
+        tags:str|Path='auto', # "xml", "lists" (ImageSets/Main), a one-hot .npy, "none", or "auto": xml if there, else lists
         classes:tuple|None=None, # foreground names; None = classes.txt, else VOC's 20
         transform=None, # image -> dict(image, roi); None = `EvalTransform()`
         masks:bool=False, # also load the masks; for evaluation only

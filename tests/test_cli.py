@@ -1,8 +1,9 @@
 "The console scripts as a user meets them: exit codes, one line for each mistake, no traceback"
-import json, shutil, subprocess, sys
+import io, json, shutil, subprocess, sys, tarfile
 from pathlib import Path
 import numpy as np
 import pytest
+from PIL import Image
 from dalnet.text import encode_text
 
 BIN = Path(sys.executable).parent
@@ -71,14 +72,21 @@ def test_bad_input_is_one_line_before_training(data, tmp_path, spoil):
     assert not list(tmp_path.glob('run/iter_*')) and not (tmp_path/'run/log.jsonl').exists()
 
 
+def read_scores(path):
+    "Scores without the time they took; strict JSON"
+    def no_constant(o): raise ValueError(o)
+    return {k: v for k, v in json.loads(path.read_text(), parse_constant=no_constant).items() if k != 'seconds'}
+
+
 def test_train_then_eval_then_mismatched_checkpoint(data, tmp_path):
-    small = ['--iterations', 2, '--batch-size', 2, '--save-every', 2, '--encoder-options', '{"depth": 2, "patch_size": 16, "img_size": 96}']
+    small = ['--iterations', 2, '--batch-size', 2, '--save-every', 2, '--seg-start', 1, '--encoder-options', '{"depth": 2, "patch_size": 16, "img_size": 96}']
     code, out, err = command('dalnet_train', '--preset', 'demo', '--data', data, '--out', tmp_path/'run', *small)
     assert code == 0, err
-    assert 'CAM mIoU' in out and json.loads((tmp_path/'run/cam_scores.json').read_text())['cam']['names'][0] == 'background'
+    scores = read_scores(tmp_path/'run/scores.json')
+    assert 'multi, tags' in out and scores['cam']['names'][0] == 'background' and set(scores['seg']['iou']) == {'single', 'multi', 'single, tags', 'multi, tags'}
     checkpoint = tmp_path/'run/iter_000002'
-    code, out, err = command('dalnet_eval', checkpoint, '--out', tmp_path/'again.json')
-    assert code == 0 and json.loads((tmp_path/'again.json').read_text()) == json.loads((tmp_path/'run/cam_scores.json').read_text())
+    code, out, err = command('dalnet_eval', checkpoint, '--crf', 'none', '--out', tmp_path/'again.json')
+    assert code == 0 and read_scores(tmp_path/'again.json') == scores
     about = json.loads((checkpoint/'config.json').read_text())
     about['config']['encoder_options']['depth'] = 3
     (checkpoint/'config.json').write_text(json.dumps(about))
@@ -107,8 +115,55 @@ def test_unknown_option_names_it(data):
 def test_voc_mini_makes_steps_on_real_images(voc, tmp_path):
     text = voc.parents[1]/'text/voc_clip_vitb16.npz'
     code, out, err = command('dalnet_train', '--data', voc, '--preset', 'voc_mini', '--text', text, '--out', tmp_path/'run',
-                             '--iterations', 3, '--batch-size', 2, '--warmup', 1, '--log-every', 1, '--eval-split', 'none')
+                             '--iterations', 3, '--batch-size', 2, '--warmup', 1, '--log-every', 1, '--seg-start', 2, '--show-at', '3', '--eval-split', 'none')
     assert code == 0, err
     log = [json.loads(o) for o in (tmp_path/'run/log.jsonl').read_text().splitlines()]
-    assert len(log) == 3 and set(log[0]) == {'iteration', 'lr', 'seconds', 'cls', 'inter', 'im', 'ex', 'total'}
+    assert len(log) == 3 and set(log[0]) == {'iteration', 'lr', 'seconds', 'cls', 'inter', 'im', 'ex', 'ptc', 'total'}
+    assert set(log[2]) == set(log[0]) | {'seg', 'reg'}
     assert all(np.isfinite(v) for o in log for v in o.values())
+    assert (tmp_path/'run/panels/iter_000003.png').is_file()
+
+
+@pytest.fixture(scope='module')
+def checkpoint(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp('run')
+    code, _, err = command('dalnet_train', '--preset', 'demo', '--data', shapes, '--out', out, '--iterations', 3, '--batch-size', 4, '--seg-start', 1, '--eval-split', 'none')
+    assert code == 0, err
+    return out/'iter_000003'
+
+
+def test_predict_reports_a_bad_image_at_the_end_and_skips_what_is_done(checkpoint, shapes, tmp_path):
+    photos = shutil.copytree(shapes/'JPEGImages', tmp_path/'photos')
+    names = sorted(o.stem for o in photos.iterdir())
+    (photos/f'{names[0]}.jpg').write_bytes(b'no image')
+    before = {o: o.stat().st_mtime_ns for o in photos.iterdir()}
+    args = '--checkpoint', checkpoint, '--out', tmp_path/'masks', '--scales', '1', '--crf', 'none'
+    code, out, err = command('dalnet_predict', photos, *args)
+    assert code == 1 and 'Traceback' not in err
+    assert [o for o in err.splitlines() if o.startswith('failed: ')] == [o for o in err.splitlines() if names[0] in o] and f'{len(names) - 1} labelled' in out
+    masks = tmp_path/'masks'
+    assert sorted(o.stem for o in masks.glob('*.json')) == names[1:]
+    stamps = {o: o.stat().st_mtime_ns for o in masks.iterdir()}
+    code, out, _ = command('dalnet_predict', photos, *args)
+    assert code == 1 and f'0 labelled, {len(names) - 1} done before, 1 failed' in out
+    assert stamps == {o: o.stat().st_mtime_ns for o in masks.iterdir()} and before == {o: o.stat().st_mtime_ns for o in photos.iterdir()}
+    assert 'nowhere' in error_of('dalnet_predict', tmp_path/'nowhere', *args)
+
+
+def test_pseudo_labels_are_the_same_from_one_process_and_two(checkpoint, tmp_path):
+    runs = {}
+    for n in (1, 2):
+        code, out, err = command('dalnet_pseudo_labels', checkpoint, '--out', tmp_path/f'{n}', '--scales', '1', '--processes', n)
+        assert code == 0, err
+        runs[n] = {o.name: o.read_bytes() for o in (tmp_path/f'{n}').glob('*.png')}
+    assert len(runs[1]) > 10 and runs[1].keys() == runs[2].keys()
+    same = [np.mean(np.asarray(Image.open(io.BytesIO(a))) == np.asarray(Image.open(io.BytesIO(runs[2][k])))) for k, a in runs[1].items()]
+    assert min(same) > .999  # threads of another number add in another order
+
+
+def test_submission_needs_neither_masks_nor_tags(checkpoint, data, tmp_path):
+    for folder in ('SegmentationClass', 'Annotations', 'ImageSets/Main'): shutil.rmtree(data/folder)
+    code, out, err = command('dalnet_eval', checkpoint, '--data', data, '--submission', tmp_path/'s.tar.gz', '--scales', '1', '--crf', 'none')
+    assert code == 0, err
+    with tarfile.open(tmp_path/'s.tar.gz') as file: names = file.getnames()
+    assert names == [f'results/VOC2012/Segmentation/comp6_test_cls/{o}.png' for o in (data/'ImageSets/Segmentation/val.txt').read_text().split()]

@@ -1,8 +1,11 @@
-"GIA and LEA against slow, independent implementations: plain Python loops over images, patches and classes"
+"Every loss against a slow, independent implementation: plain Python loops over images, pixels, patches and classes"
 import math
 import pytest, torch
 from dalnet.gia import gia_loss
+from dalnet.lattice import PermutohedralLattice
 from dalnet.lea import lea_loss
+from dalnet.refine import PAR, ptc_loss
+from dalnet.segment import DenseEnergyLoss, seg_loss
 
 
 def cos(a, b):
@@ -62,3 +65,170 @@ def test_lea(seed, cross, tag_reduce):
     inside, outside = patch*mask, patch*(1 - mask)
     want = slow_lea(*(o.tolist() for o in (inside, outside, fg, bg, tags)), .3, .5, cross, tag_reduce)
     assert abs(lea_loss(inside, outside, fg, bg, tags, .3, .5, cross, tag_reduce).item() - want) < 1e-5
+
+
+def soft_margin(logits, tags):
+    sigmoid = lambda x: 1/(1 + math.exp(-x))
+    terms = [y*math.log(sigmoid(x)) + (1 - y)*math.log(1 - sigmoid(x)) for row, ys in zip(logits, tags) for x, y in zip(row, ys)]
+    return -sum(terms)/len(terms)
+
+
+def test_classification_terms():
+    from dalnet.model import DALNetOutput, losses
+    out = DALNetOutput(**{k: None for k in DALNetOutput.__dataclass_fields__})
+    out.logits, out.inter_logits, tags = torch.randn(3, 5), torch.randn(3, 5), (torch.rand(3, 5) > .5).float()
+    terms = losses(out, tags, dict(im=0, ex=0))
+    assert abs(terms['cls'].item() - soft_margin(out.logits.tolist(), tags.tolist())) < 1e-5
+    assert abs(terms['inter'].item() - soft_margin(out.inter_logits.tolist(), tags.tolist())) < 1e-5
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ptc(seed):
+    g = torch.Generator().manual_seed(seed)
+    patch, label = torch.randn(2, 5, 3, 4, generator=g), torch.tensor([0, 1, 4, 255])[torch.randint(0, 4, (2, 3, 4), generator=g)]
+    same, different = [], []
+    for x, y in zip(patch.flatten(2).transpose(1, 2).tolist(), label.flatten(1).tolist()):
+        for i in range(12):
+            for j in range(12):
+                if i != j and 255 not in (y[i], y[j]): (same if y[i] == y[j] else different).append(abs(cos(x[i], x[j])))
+    want = .5*(1 - sum(same)/(len(same) + 1)) + .5*sum(different)/(len(different) + 1)
+    assert abs(ptc_loss(patch, label).item() - want) < 1e-5
+
+
+def slow_enlarge(rows, H, W):
+    "Bilinear, half-pixel centres, as align_corners=False"
+    h, w = len(rows), len(rows[0])
+    def at(i, n, N):
+        x = max(0., (i + .5)*n/N - .5); a = min(int(x), n - 1)
+        return a, min(a + 1, n - 1), x - a
+    result = []
+    for y in range(H):
+        y0, y1, v = at(y, h, H)
+        row = []
+        for x in range(W):
+            x0, x1, u = at(x, w, W)
+            row.append((1 - v)*((1 - u)*rows[y0][x0] + u*rows[y0][x1]) + v*((1 - u)*rows[y1][x0] + u*rows[y1][x1]))
+        result.append(row)
+    return result
+
+
+def slow_softmax(values):
+    top = max(values); e = [math.exp(v - top) for v in values]
+    return [v/sum(e) for v in e]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_seg(seed):
+    g = torch.Generator().manual_seed(seed)
+    logits, label = torch.randn(2, 4, 3, 4, generator=g), torch.tensor([0, 1, 3, 255])[torch.randint(0, 4, (2, 7, 8), generator=g)]
+    ground, things = [], []
+    for image, labels in zip(logits.tolist(), label.tolist()):
+        large = [slow_enlarge(o, 7, 8) for o in image]
+        for y in range(7):
+            for x in range(8):
+                if (c := labels[y][x]) != 255: (things if c else ground).append(-math.log(slow_softmax([o[y][x] for o in large])[c]))
+    want = .5*sum(ground)/len(ground) + .5*sum(things)/len(things)
+    assert abs(seg_loss(logits, label).item() - want) < 1e-5
+
+
+def slow_lattice(features, values):
+    "Adams' filter with a dictionary of vertices: splat, blur along one direction after the other, slice"
+    d = len(features[0])
+    corners = []
+    for f in features:
+        scaled = [x*(d + 1)*math.sqrt(2/3)/math.sqrt((i + 1)*(i + 2)) for i, x in enumerate(f)]
+        point, total = [0.]*(d + 1), 0.
+        for i in range(d, 0, -1):
+            point[i] = total - i*scaled[i - 1]; total += scaled[i - 1]
+        point[0] = total
+        nearest = [round(x/(d + 1))*(d + 1) for x in point]
+        off = round(sum(nearest)/(d + 1))
+        order = sorted(range(d + 1), key=lambda i: (point[i] - nearest[i], -i))     # those rounded up the most come first
+        for i in (order[:off] if off > 0 else order[off:] if off < 0 else []): nearest[i] -= math.copysign(d + 1, off)
+        order = sorted(range(d + 1), key=lambda i: nearest[i] - point[i])           # descending remainder
+        rest = [(point[i] - nearest[i])/(d + 1) for i in order]
+        weights = [1 - rest[0] + rest[d]] + [rest[d - k] - rest[d - k + 1] for k in range(1, d + 1)]
+        keys = []
+        for k in range(d + 1):
+            key = list(nearest)
+            for i in order: key[i] += k
+            for i in order[d + 1 - k:]: key[i] -= d + 1
+            keys.append(tuple(int(round(o)) for o in key))
+        corners.append(list(zip(keys, weights)))
+    table = {}
+    for found, v in zip(corners, values):
+        for key, w in found: table[key] = [a + w*b for a, b in zip(table.get(key, [0.]*len(v)), v)]
+    zero = [0.]*len(values[0])
+    for direction in range(d + 1):
+        step = lambda key, s: tuple(o + s*(1 - (d + 1)*(i == direction)) for i, o in enumerate(key))
+        table = {k: [a + .5*(b + c) for a, b, c in zip(v, table.get(step(k, 1), zero), table.get(step(k, -1), zero))] for k, v in table.items()}
+    return [[sum(w*table[k][c] for k, w in found)/(1 + 2**-d) for c in range(len(zero))] for found in corners]
+
+
+@pytest.mark.parametrize('n, d', [(1, 5), (40, 5), (60, 2), (25, 1), (30, 3)])
+def test_lattice(n, d):
+    g = torch.Generator().manual_seed(n)
+    features, values = torch.randn(n, d, generator=g, dtype=torch.double)*1.5, torch.rand(n, 3, generator=g, dtype=torch.double)
+    got, want = PermutohedralLattice(features).filter(values, symmetric=False), torch.tensor(slow_lattice(features.tolist(), values.tolist()), dtype=torch.double)
+    assert (got - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_dense_energy(seed):
+    "Value and gradient as rloss defines them, from loops over pixels"
+    g = torch.Generator().manual_seed(seed)
+    H, W, K, B = 8, 12, 3, 2
+    image, roi = 255*torch.rand(B, 3, H, W, generator=g, dtype=torch.double), torch.tensor([[0, 8, 0, 12], [2, 8, 1, 10]])
+    label = torch.tensor([0, 1, 255])[torch.randint(0, 3, (B, H, W), generator=g)]
+    logits = torch.randn(B, K, H, W, generator=g, dtype=torch.double, requires_grad=True)
+    loss = DenseEnergyLoss(weight=1., sigma_rgb=80., sigma_xy=6.)(image, logits, label, roi)
+    gradient, = torch.autograd.grad(loss, logits)
+    want, by_prob = 0., torch.zeros(B, K, H//2, W//2, dtype=torch.double)
+    for b in range(B):
+        soft = [[slow_softmax([logits[b, k, y, x].item() for k in range(K)]) for x in range(W)] for y in range(H)]
+        points, S, gate, inside = [], [], [], []
+        for y in range(0, H, 2):
+            for x in range(0, W, 2):
+                p = [(soft[y][x][k] + soft[y + 1][x][k] + soft[y][x + 1][k] + soft[y + 1][x + 1][k])/4 for k in range(K)]
+                r = float(roi[b, 0] <= y < roi[b, 1] and roi[b, 2] <= x < roi[b, 3])
+                points.append([x/2/3, y/2/3] + [image[b, c, y, x].item()/80 for c in range(3)])
+                S.append([r*o for o in p]); inside.append(r)
+                gate.append(1. if label[b, y, x] == 255 else max(0., r - max(p)))
+        WS = slow_lattice(points, S)
+        for i, (s, ws, o, r) in enumerate(zip(S, WS, gate, inside)):
+            for k in range(K):
+                want -= s[k]*o*ws[k]/B
+                by_prob[b, k, i//(W//2), i % (W//2)] = -2*o*ws[k]*r/B
+    assert abs(loss.item() - want) < 1e-5*max(1, abs(want))
+    small = torch.nn.functional.avg_pool2d(logits.softmax(1), 2)
+    by_logits, = torch.autograd.grad(small, logits, by_prob)
+    assert (gradient - by_logits).abs().max() < 1e-5
+
+
+def slow_par(image, mask, n_iter):
+    "Refinement of one image (3,h,w) and its maps (K,h,w), pixel by pixel"
+    _, h, w = image.shape
+    offsets = [(d*a, d*b) for d in (1, 2, 4, 8, 12, 24) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
+    clamp = lambda y, x: (min(max(y, 0), h - 1), min(max(x, 0), w - 1))
+    std = lambda v: math.sqrt(sum((o - sum(v)/len(v))**2 for o in v)/(len(v) - 1))
+    distances = [math.hypot(*o) for o in offsets]
+    near = slow_softmax([-(o/(std(distances) + 1e-8)/.3)**2 for o in distances])
+    around = {(y, x): [clamp(y + a, x + b) for a, b in offsets] for y in range(h) for x in range(w)}
+    weight = {}
+    for (y, x), places in around.items():
+        score = [0.]*len(offsets)
+        for c in range(3):
+            values = [image[c, v, u].item() for v, u in places]
+            s = std(values) + 1e-8
+            score = [t - (abs(o - image[c, y, x].item())/s/.3)**2/3 for t, o in zip(score, values)]
+        weight[y, x] = [a + .01*b for a, b in zip(slow_softmax(score), near)]
+    maps = {(k, y, x): mask[k, y, x].item() for k in range(len(mask)) for y in range(h) for x in range(w)}
+    for _ in range(n_iter): maps = {(k, y, x): sum(o*maps[k, v, u] for o, (v, u) in zip(weight[y, x], around[y, x])) for k, y, x in maps}
+    return torch.tensor([[[maps[k, y, x] for x in range(w)] for y in range(h)] for k in range(len(mask))])
+
+
+def test_par():
+    g = torch.Generator().manual_seed(0)
+    image, mask = 255*torch.rand(2, 3, 7, 9, generator=g), torch.rand(2, 2, 7, 9, generator=g)
+    got = PAR(n_iter=3)(image, mask)
+    for b in range(2): assert (got[b] - slow_par(image[b], mask[b], 3)).abs().max() < 1e-5
