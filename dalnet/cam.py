@@ -64,7 +64,7 @@ def multi_scale_cam(
     x:Tensor, # (B,3,H,W) images
     scales:tuple=(1., .5, 1.5), # factors for the image's sides
     flip:bool=True, # add the mirror image at each scale
-    known:tuple|None=None # activations of the unflipped image at scale 1, where they are at hand: not computed again
+    known:tuple|None=None # the model's tuple for the unflipped image at scale 1, where it is at hand: not computed again
 )->Tensor|tuple: # (B,C,H,W) in [0,1], or a tuple of such
     "Maps summed over scales and flips, then min-max normalised"
     model, total = getattr(model, 'activations', model), None

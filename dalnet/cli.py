@@ -13,8 +13,8 @@ from functools import wraps
 from pathlib import Path
 from fastcore.docments import docments
 from .data import InputError, EvalTransform, VOCDataset, make_shapes
-from .evaluation import CamScores, SegScores, evaluate_cams, evaluate_segmentation
-from .inference import CRF_ENGINES, Predictor, predict_files, pseudo_label_files, write_submission
+from .evaluation import evaluate_cams, evaluate_segmentation
+from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
 from .training import PRESETS, Checkpoint, TrainConfig, resolve_device, train
 
 # %% ../nbs/15_cli.ipynb #f4799be1
@@ -104,12 +104,10 @@ def _score(model, dataset, device, out, cams=True, seg=True, crf=None, cam_scale
     scores = evaluate_cams(model, dataset, cam_scales, flip, device=device) if cams else {}
     if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device)
     seconds = time.perf_counter() - start
-    Path(out).write_text(json.dumps(_plain({k: asdict(o) for k, o in scores.items()} | dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))), indent=1))
     print(f'\n{_table(scores)}\n\n{len(dataset)} images of "{dataset.split}", {seconds:.0f} s. CAMs know the true tags and are cut at their best threshold'
           + (f' (at {scores["cam"].fixed}: {100*scores["cam"].fixed_miou:.1f})' if cams else '') + '; segmentation knows them only where it says "tags".')
+    Path(out).write_text(json.dumps(_plain({k: asdict(o) for k, o in scores.items()} | dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))), indent=1))
     print(f'written: {out}')
-
-def _has_segmentation(config): return bool(config.weight_seg or config.weight_reg) and config.seg_start < config.iterations
 
 @_command
 def dalnet_train(
@@ -122,17 +120,15 @@ def dalnet_train(
     start = time.perf_counter()
     last = train(config)
     print(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
-    if dataset: _score(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json', seg=_has_segmentation(config))
+    if dataset: _score(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last), scales=config.test_scales)
 
 # %% ../nbs/15_cli.ipynb #a9242444
 def _inference_options(parser, crf):
     "The options that every command that segments shares"
-    parser.add_argument('--scales', type=_numbers, default=(1., 1.25, 1.5), help='of the segmentation, as factors for the image\'s sides (1,1.25,1.5)')
+    parser.add_argument('--scales', type=_numbers, help='of the segmentation, as factors for the image\'s sides; default: the checkpoint\'s test_scales')
     parser.add_argument('--flip', type=_flag, default=True, help='add mirror images (true)')
     parser.add_argument('--crf', choices=['none', *CRF_ENGINES], default=crf, help=f'engine of the dense CRF ({crf})')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='(auto)')
-
-def _predictor(args): return Predictor(args.checkpoint, args.device, args.scales, args.flip, None if args.crf == 'none' else args.crf)
 
 @_command
 def dalnet_eval(
@@ -143,25 +139,30 @@ def dalnet_eval(
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     _inference_options(parser, 'lattice')
     parser.add_argument('--data', help='dataset folder; default: the one it was trained on')
-    parser.add_argument('--split', default='val', help='list of images in ImageSets/Segmentation (val)')
+    parser.add_argument('--split', help='list of images in ImageSets/Segmentation; default: val, and test with --submission')
     parser.add_argument('--tags', help='tag source: "xml", "lists", a one-hot .npy, or "auto"; default: as in training')
     parser.add_argument('--what', choices=['all', 'cams', 'segmentation'], default='all', help='what to score (all)')
     parser.add_argument('--cam-scales', type=_numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
     parser.add_argument('--out', help='JSON file to write; default: scores_SPLIT.json in the checkpoint\'s folder')
     parser.add_argument('--submission', metavar='ARCHIVE', help='write masks for the VOC test server into this .tar.gz or .zip instead of scoring; no masks or tags are read')
     args = parser.parse_args(argv)
-    predictor = _predictor(args)
-    config = Checkpoint.load(args.checkpoint)[1]
-    if not _has_segmentation(config) and (args.submission or args.what == 'segmentation'): raise InputError(f'{args.checkpoint}: its segmentation head was not trained (weight_seg, seg_start): it has CAMs only')
+    split, crf, device = args.split or ('test' if args.submission else 'val'), None if args.crf == 'none' else args.crf, resolve_device(args.device)
+    check_scales(args.cam_scales)
+    if args.scales: check_scales(args.scales)
+    if crf: check_engine(crf)
+    model, config = Checkpoint.load(args.checkpoint, device)
     if args.submission:
-        dataset = VOCDataset(args.data or config.data, args.split, 'none', allow_untagged=True)
-        return print(f'{len(dataset)} masks written: {write_submission(predictor, dataset, args.submission)}')
-    out = Path(args.out or Path(args.checkpoint)/f'scores_{args.split}.json')
+        dataset = VOCDataset(args.data or config.data, split, 'none', allow_untagged=True)
+        return print(f'{len(dataset)} masks written: {write_submission(Predictor(args.checkpoint, device, args.scales, args.flip, crf), dataset, args.submission)}')
+    seg = has_segmentation(args.checkpoint)
+    if args.what == 'segmentation' and not seg: raise InputError(f'{args.checkpoint}: its segmentation head was not trained (weight_seg, seg_start): it has CAMs only')
+    out = Path(args.out or Path(args.checkpoint)/f'scores_{split}.json')
     if not out.parent.is_dir(): raise InputError(f'{out.parent}: no such folder to write the scores to: make it first')
-    dataset = _eval_data(config, args.split, args.data, args.tags)
-    if dataset.classes != predictor.names: raise InputError(f'{dataset.root}: its classes are not those of {args.checkpoint} (first difference: '
-        f'{next((a, b) for a, b in zip([*dataset.classes, None], [*predictor.names, None]) if a != b)}): evaluate on data with the same classes')
-    _score(predictor.model, dataset, predictor.device, out, args.what != 'segmentation', args.what != 'cams' and _has_segmentation(config), predictor.crf, args.cam_scales, args.scales, args.flip)
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK): raise InputError(f'{out}: cannot be written: give another --out')
+    dataset = _eval_data(config, split, args.data, args.tags)
+    if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {args.checkpoint} (first difference: '
+        f'{next((a, b) for a, b in zip([*dataset.classes, None], [*model.names, None]) if a != b)}): evaluate on data with the same classes')
+    _score(model, dataset, device, out, args.what != 'segmentation', args.what != 'cams' and seg, crf, args.cam_scales, args.scales or config.test_scales, args.flip)
 
 # %% ../nbs/15_cli.ipynb #8213253c
 def _report(done, before, failures, out):

@@ -8,7 +8,7 @@ __all__ = ['VOC_CLASSES', 'COCO_CLASSES', 'IGNORE', 'SHAPE_CLASSES', 'InputError
            'EvalTransform', 'read_classes', 'VOCDataset', 'voc_root']
 
 # %% ../nbs/00_data.ipynb #d30ad121
-import io, os, pickle
+import io, os, pickle, struct, zlib
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np, torch
@@ -174,7 +174,7 @@ def load_image(
     "Decode an image; a file that doesn't decode raises an `InputError` with its name"
     try:
         with Image.open(path) as image: return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError) as e:
         raise InputError(f'{path}: the image cannot be decoded ({first_line(e)}): replace the file or take it off the list') from None
 
 def first_line(

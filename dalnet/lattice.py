@@ -13,12 +13,12 @@ from torch import Tensor
 
 # %% ../nbs/08_lattice.ipynb #c0e8ec8f
 def _lift(features):
-    "Into the plane of the lattice, (B,N,d) -> (B,N,d+1), scaled so that the blur has variance 1 (Adams et al., Section 3)"
+    "Into the plane of the lattice, (B,N,d) -> (B,N,d+1), scaled so that splat, blur and slice together have variance 1"
     d = features.shape[-1]
     i = torch.arange(d, device=features.device)
     x = features*((d + 1)*math.sqrt(2/3)/((i + 1)*(i + 2)).to(features).sqrt())
     tail = x.flip(-1).cumsum(-1).flip(-1)                               # sums of x_i, x_{i+1}, ...
-    return F.pad(tail, (0, 1)) - F.pad(x*(i + 1), (1, 0))               # E x, E as in their Equation 3
+    return F.pad(tail, (0, 1)) - F.pad(x*(i + 1), (1, 0))               # an orthogonal basis of the plane, times x
 
 def _round_to_vertex(lifted):
     "The vertex of remainder 0 next to each point, and the descending order of what is left over, (B,N,d+1) each"
@@ -74,6 +74,7 @@ class PermutohedralLattice:
         features:Tensor # (B,N,d) or (N,d): positions in units of the standard deviation
     ):
         if features.ndim not in (2, 3): raise ValueError(f'expected features (N,d) or (B,N,d), found {tuple(features.shape)}')
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         if not features.isfinite().all(): raise ValueError('the features hold NaN or infinity')
         self.shape = features.shape[:-1]
         code, weight, step = _enclosing_simplex(features.detach().reshape(-1, *features.shape[-2:]))

@@ -137,9 +137,9 @@ def pseudo_labels(
 )->PseudoLabels:
     "Labels of patches and of pixels from the CAMs of the tagged classes"
     with torch.inference_mode(): final, inter = multi_scale_cam(model, image, scales, flip, known=out.activations)
-    grid, image = out.patch.shape[-2:], 255*image
-    patch = cam_to_label(F.interpolate(inter, grid, mode='bilinear', align_corners=False), tags, high, low,
-                         None if roi is None else (roi*grid[0]/image.shape[-2]).round().long())
+    image, (H, W), (h, w) = 255*image, image.shape[-2:], out.patch.shape[-2:]
+    box = None if roi is None else (roi*torch.tensor([h/H, h/H, w/W, w/W], device=roi.device)).round().long()
+    patch = cam_to_label(F.interpolate(inter, (h, w), mode='bilinear', align_corners=False), tags, high, low, box)
     return PseudoLabels(image, roi, patch, refine_labels(par, image, final, tags, high, low, roi) if par else None)
 
 # %% ../nbs/10_model.ipynb #7558988f

@@ -17,7 +17,8 @@ def ptc_loss(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
     label:Tensor # (B,h,w) int pseudo label of the intermediate CAM; 255 is left out
 )->Tensor: # scalar in [0,1]
-    "Patch token contrast (ToCo, Equation 4)"
+    "Patch token contrast, as ToCo's code has it"
+    patch = patch.to(torch.promote_types(patch.dtype, torch.float32))                     # sums over (hw)^2 pairs
     token, label = F.normalize(patch.flatten(2), dim=1, eps=1e-8), label.flatten(1)
     cosine = (token.transpose(1, 2)@token).abs()                                          # (B,hw,hw)
     known = label != IGNORE
@@ -28,7 +29,7 @@ def ptc_loss(
 
 # %% ../nbs/07_refine.ipynb #2a1a808b
 class PAR(nn.Module):
-    "Pixel-adaptive refinement of maps (AFA, Section 3.3)"
+    "Pixel-adaptive refinement of maps (AFA)"
     def __init__(self,
         dilations:tuple=(1, 2, 4, 8, 12, 24), # distances of the neighbours, pixels
         n_iter:int=10 # rounds

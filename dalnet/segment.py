@@ -27,7 +27,8 @@ class SegHead(nn.Sequential):
 
 # %% ../nbs/09_segment.ipynb #309b1c9c
 def _enlarge(logits, size):
-    "Bilinear to `size`, unless they have it"
+    "Bilinear to `size`, unless they have it; in float32 at least"
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode='bilinear', align_corners=False)
 
 def seg_loss(
@@ -42,7 +43,7 @@ def seg_loss(
 
 # %% ../nbs/09_segment.ipynb #d64e7a5f
 class _Energy(torch.autograd.Function):
-    "Value and gradient of the dense energy, as rloss defines them"
+    "Value and gradient of the dense energy, as ToCo defines them"
     @staticmethod
     def forward(ctx, prob, lattice, gate, inside, symmetric):
         S = prob*inside                                                               # (B,K,h,w)

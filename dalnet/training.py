@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'TrainConfig', 'poly_lr', 'param_groups', 'build_text', 'b
            'training_data', 'progress', 'resolve_device', 'draw_panel', 'train', 'read_log']
 
 # %% ../nbs/11_training.ipynb #ecd11826
-import json, os, sys, time
+import json, os, shutil, sys, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -100,7 +100,7 @@ class TrainConfig:
     save_every:int = 2000      # iterations between checkpoints
     log_every:int = 50         # iterations between lines of the log
     test_scales:tuple = (1., 1.25, 1.5) # scales at which the trained network segments
-    show_at:tuple = ()         # iterations at which to draw pseudo labels and segmentation
+    show_at:tuple = ()         # iterations after seg_start at which to draw pseudo labels and segmentation
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     device:str = 'auto'        # "cpu", "cuda", or "auto"
 
@@ -192,9 +192,7 @@ class Checkpoint:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part/'model.safetensors')
         about = dict(config=asdict(config), iteration=iteration, names=text.names, prompts=text.prompts, text_source=text.source)
         (part/'config.json').write_text(json.dumps(about, indent=1))
-        if folder.exists():  # the same iteration of an earlier run
-            for old in folder.iterdir(): old.unlink()
-            folder.rmdir()
+        if folder.exists(): shutil.rmtree(folder)  # the same iteration of an earlier run
         os.replace(part, folder)
         return folder
 

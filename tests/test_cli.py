@@ -163,7 +163,7 @@ def test_pseudo_labels_are_the_same_from_one_process_and_two(checkpoint, tmp_pat
 
 def test_submission_needs_neither_masks_nor_tags(checkpoint, data, tmp_path):
     for folder in ('SegmentationClass', 'Annotations', 'ImageSets/Main'): shutil.rmtree(data/folder)
-    code, out, err = command('dalnet_eval', checkpoint, '--data', data, '--submission', tmp_path/'s.tar.gz', '--scales', '1', '--crf', 'none')
+    code, out, err = command('dalnet_eval', checkpoint, '--data', data, '--submission', tmp_path/'s.tar.gz', '--split', 'val', '--scales', '1', '--crf', 'none')
     assert code == 0, err
     with tarfile.open(tmp_path/'s.tar.gz') as file: names = file.getnames()
     assert names == [f'results/VOC2012/Segmentation/comp6_test_cls/{o}.png' for o in (data/'ImageSets/Segmentation/val.txt').read_text().split()]
