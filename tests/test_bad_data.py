@@ -1,0 +1,307 @@
+"Hostile and broken data: it works, or it is one line that names file and row; and nothing is written into the user's folder"
+import json, os, shutil, subprocess, sys, zlib
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+from dalnet.data import COCODataset, InputError, TaggedImageDataset, TrainTransform, VOCDataset, save_mask
+from dalnet.training import SampleStream
+from test_cli import command, error_of
+
+BOMB = ('<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol">' + ''.join(f'<!ENTITY {b} "{f"&{a};"*10}">' for a, b in zip('abcdefgh', 'bcdefghi')) + ']>')
+OUTSIDE = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
+
+
+def one_line(make, *words):
+    "The line of the `InputError` that `make` must raise"
+    with pytest.raises(InputError) as info: make()
+    line = str(info.value)
+    assert '\n' not in line and all(o in line for o in words), line
+    return line
+
+
+def picture(path, seed=0, size=(32, 24)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def mine(tmp_path):
+    "A folder with three pictures and a table"
+    for i, name in enumerate('abc'): picture(tmp_path/f'mine/{name}.jpg', i)
+    return table(tmp_path/'mine', 'image,tags\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n')
+
+
+def table(folder, text, name='tags.csv'):
+    (folder/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder/name
+
+
+def state(folder): return sorted((str(o.relative_to(folder)), o.lstat().st_size, o.lstat().st_mtime_ns) for o in folder.rglob('*'))
+
+
+# XML
+
+@pytest.mark.parametrize('text', ['', '<annotation>', 'no xml', BOMB + '<annotation><object><name>&i;</name></object></annotation>',
+                                  OUTSIDE + '<annotation><object><name>&secret;</name></object></annotation>', '<?xml version="1.0" encoding="nonsense"?><a/>'])
+def test_voc_xml(shapes, tmp_path, text):
+    data = shutil.copytree(shapes, tmp_path/'data')
+    name = (data/'ImageSets/Segmentation/train.txt').read_text().split()[0]
+    (data/f'Annotations/{name}.xml').write_text(text)
+    line = one_line(lambda: VOCDataset(data, 'train'), f'{name}.xml')
+    assert Path('/etc/hostname').read_text().strip() not in line.replace(name, '') or not Path('/etc/hostname').is_file()
+    left = VOCDataset(data, 'train', skip_bad=True)
+    assert name not in left.names and len(left.skipped) == 1
+
+
+@pytest.mark.parametrize('text', [BOMB + '<annotations><image name="a.jpg"><tag label="&i;"/></image></annotations>', OUTSIDE + '<annotations><image name="a.jpg"><tag label="&secret;"/></image></annotations>', '<annotations><image'])
+def test_cvat_xml(mine, text): one_line(lambda: TaggedImageDataset(table(mine.parent, text, 'cvat.xml')), 'cvat.xml')
+
+
+# images
+
+@pytest.mark.parametrize('kind', ['jpg', 'png', 'webp', 'tif'])
+def test_truncated_at_every_tenth(mine, kind):
+    whole = picture(mine.parent/f'x.{kind}').read_bytes()
+    source = table(mine.parent, f'image,tags\na.jpg,cat\nx.{kind},dog\n')
+    assert len(TaggedImageDataset(source)) == 2
+    for tenth in range(10):
+        (mine.parent/f'x.{kind}').write_bytes(whole[:len(whole)*tenth//10])
+        one_line(lambda: TaggedImageDataset(source), f'x.{kind}')
+        left = TaggedImageDataset(source, skip_bad=True)
+        assert list(left.names) == ['a'] and len(left.skipped) == 1 and f'x.{kind}' in left.skipped[0]
+
+
+def test_damaged_in_the_middle_is_found_when_it_is_loaded(mine):
+    path = mine.parent/'b.jpg'
+    data = path.read_bytes(); path.write_bytes(data[:200] + b'\xff\xd8\xff\xc4\x00\x02'*60 + data[-300:])
+    ds = TaggedImageDataset(mine, transform=TrainTransform(16))
+    bad = list(ds.names).index('b')
+    one_line(lambda: ds[bad], 'b.jpg')
+    stream = SampleStream(ds, 0, skip_bad=True)
+    items = [stream[k] for k in range(3)]
+    assert sum('b.jpg' in o['skipped'] for o in items) == 1 and {o['name'] for o in items} == {'a', 'c'}
+    with pytest.raises(InputError): [SampleStream(ds, 0)[k] for k in range(3)]
+
+
+def test_hundred_megapixels(mine):
+    path = mine.parent/'big.png'
+    Image.new('1', (10_000, 10_000)).save(path)
+    Image.new('L', (10_000, 10_000), 77).save(mine.parent/'big.jpg')
+    ds = TaggedImageDataset(table(mine.parent, 'image,tags\nbig.jpg,cat\nbig.png,dog\n'), transform=TrainTransform(64, (.5, 1.), 100))
+    assert [o['image'].shape for o in ds] == [(3, 64, 64)]*2
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', f'from dalnet.data import load_image; print(load_image({str(path)!r}).size)'], capture_output=True, text=True)
+    assert done.stdout.strip() == '(10000, 10000)', done.stderr                       # no warning, which -W would turn into an error
+
+
+def test_an_image_that_says_it_is_far_too_large(mine):
+    def chunk(kind, data): return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+    header = (60_000).to_bytes(4, 'big')*2 + b'\x08\x02\x00\x00\x00'
+    (mine.parent/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+    one_line(lambda: TaggedImageDataset(table(mine.parent, 'image,tags\nbomb.png,cat\n')), 'bomb.png')
+
+
+# masks
+
+def masks_of(mine, change):
+    folder = mine.parent.parent/'masks'; folder.mkdir(exist_ok=True)
+    for o in 'abc': save_mask(np.ones((24, 32), np.uint8), folder/f'{o}.png')
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda f: save_mask(np.ones((32, 24), np.uint8), f/'b.png'), 'the mask is 24x32, the image 32x24'),
+    (lambda f: save_mask(np.full((24, 32), 3, np.uint8), f/'b.png'), 'expected labels 0-2'),
+    (lambda f: Image.new('RGB', (32, 24)).save(f/'b.png'), 'a colour image'),
+    (lambda f: (f/'b.png').write_bytes(b''), 'cannot be decoded'),
+    (lambda f: (f/'b.png').unlink(), 'no mask')])
+def test_masks(mine, change, words):
+    folder = masks_of(mine, change)
+    line = one_line(lambda: list(TaggedImageDataset(mine, masks=folder)), 'b.png', words)
+    assert str(folder) in line
+
+
+def test_masks_at_ignore(mine):
+    folder = masks_of(mine, lambda f: save_mask(np.full((24, 32), 255, np.uint8), f/'b.png'))
+    assert TaggedImageDataset(mine, masks=folder)[1]['mask'].unique().tolist() == [255]
+
+
+def test_training_on_a_table_opens_no_mask(mine, tmp_path):
+    masks_of(mine, lambda f: None)
+    spy = f'''
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ('open', 'os.listdir', 'os.scandir') else None)
+from dataclasses import replace
+from dalnet.training import PRESETS, train
+train(replace(PRESETS['demo'], data={str(mine)!r}, mask_folder={str(tmp_path/'masks')!r}, out={str(tmp_path/'run')!r}, iterations=2, batch_size=2, save_every=2))
+assert any(o.endswith('a.jpg') for o in opened) and not any('masks' in o for o in opened), opened
+'''
+    done = subprocess.run([sys.executable, '-c', spy], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# COCO
+
+def coco(root, annotations, images=({},), categories=((1, 'person'), (90, 'toothbrush'))):
+    (root/'annotations').mkdir(parents=True, exist_ok=True)
+    images = [dict(id=i, file_name=f'{i:012d}.jpg', height=24, width=32) | o for i, o in enumerate(images, 1)]
+    for o in images: picture(root/f'val2017/{o["id"]:012d}.jpg', o['id'])
+    full = [dict(id=i, image_id=1, category_id=1, iscrowd=0, area=50, segmentation=[[1, 1, 9, 1, 9, 9, 1, 9]]) | o for i, o in enumerate(annotations, 1)]
+    (root/'annotations/instances_val2017.json').write_text(json.dumps(dict(images=images, annotations=full, categories=[dict(id=i, name=n) for i, n in categories])))
+    return root
+
+
+def runs(h, w): return dict(size=[h, w], counts=rle.encode(np.asfortranarray(np.ones((h, w), np.uint8)))['counts'].decode())
+
+
+@pytest.mark.parametrize('annotations, words', [
+    ([dict(segmentation=runs(32, 24))], 'drawn for 24x32'), ([dict(segmentation=dict(size=[24, 32], counts=[5, 3]))], 'annotation 1'),
+    ([dict(segmentation=dict(size=[24, 32], counts='§§'))], 'annotation 1'), ([dict(segmentation=[[1, 2, 3]])], 'annotation 1'), ([dict(segmentation='x')], 'annotation 1'),
+    ([dict(category_id=2)], 'category 2'), ([dict(image_id=7)], 'image 7')])
+def test_coco_annotations(tmp_path, annotations, words):
+    root = coco(tmp_path/'coco', annotations + [dict(image_id=2)], ({}, {}))
+    one_line(lambda: COCODataset(root, 'val', masks=True), 'instances_val2017.json', words)
+    if 'segmentation' in annotations[0]:
+        left = COCODataset(root, 'val', masks=True, skip_bad=True)
+        assert left.names == ['000000000002'] and len(left.skipped) == 1
+
+
+def test_coco_holes_empty_categories_and_rendering_again(tmp_path):
+    root = coco(tmp_path/'coco', [dict(category_id=90)], categories=((90, 'toothbrush'), (1, 'person'), (18, 'dog')))
+    before = state(root)
+    ds = COCODataset(root, 'val', masks=True)
+    assert ds.classes == ('person', 'dog', 'toothbrush') and ds.tags.tolist() == [[0, 0, 1]] and ds[0]['mask'].unique().tolist() == [0, 3]
+    for png in ds.mask_folder.glob('*.png'): png.unlink()                              # a rendering that was stopped
+    (ds.mask_folder/'.complete').unlink()
+    assert COCODataset(root, 'val', masks=True)[0]['mask'].unique().tolist() == [0, 3]
+    assert state(root) == before
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"images": 3}', '{"images": [], "annotations": [], "categories": []}', '['*100_000])
+def test_coco_files_that_are_none(tmp_path, text):
+    root = coco(tmp_path/'coco', [{}])
+    (root/'annotations/instances_val2017.json').write_text(text)
+    one_line(lambda: COCODataset(root, 'val'), 'instances_val2017.json')
+
+
+def test_coco_names_that_lead_out(tmp_path):
+    root = coco(tmp_path/'coco', [{}], [dict(file_name='../../x.jpg')])
+    one_line(lambda: COCODataset(root, 'val'), 'leads out')
+
+
+# tables
+
+@pytest.mark.parametrize('name', ['../x.jpg', 'a/../../x.jpg', '..\\x.jpg', '/etc/passwd'])
+def test_names_that_lead_out(mine, name): one_line(lambda: TaggedImageDataset(table(mine.parent, f'image,tags\na.jpg,cat\n{name},dog\n')), 'tags.csv', name.split('/')[-1])
+
+
+def test_symlink_loops(mine):
+    (mine.parent/'loop').symlink_to(mine.parent); (mine.parent/'self.jpg').symlink_to(mine.parent/'self.jpg')
+    one_line(lambda: TaggedImageDataset(table(mine.parent, 'image,tags\nself.jpg,cat\n')), 'self.jpg')
+    picture(mine.parent.parent/'classes/cat/1.jpg'); (mine.parent.parent/'classes/cat/up').symlink_to(mine.parent.parent/'classes')
+    assert list(TaggedImageDataset(mine.parent.parent/'classes').names) == ['cat/1']
+
+
+@pytest.mark.parametrize('name', ['with space.jpg', 'größe 猫.jpg', 'two\nlines.jpg', 'quo"te.jpg', 'semi;colon, comma.jpg'])
+def test_names(mine, name, tmp_path):
+    picture(mine.parent/name, 5)
+    quoted = '"' + name.replace('"', '""') + '"'
+    ds = TaggedImageDataset(table(mine.parent, f'image,tags\na.jpg,cat\n{quoted},dog\n'))
+    assert ds[1]['name'] == Path(name).stem and ds.tag_row(1).tolist() == [0, 1]
+    (mine.parent/name).unlink()
+    one_line(lambda: TaggedImageDataset(mine), ' '.join(name.splitlines()))
+
+
+def test_forms_of_a_table(mine):
+    want = [('a', [1, 0]), ('b', [0, 1]), ('c', [1, 1])]
+    def found(text, name='tags.csv'): ds = TaggedImageDataset(table(mine.parent, text, name)); return [(ds.names[i], ds.tag_row(i).tolist()) for i in range(len(ds))]
+    assert found('image,tags\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n') == want
+    assert found(b'\xef\xbb\xbfimage,tags\r\na.jpg,cat\r\nb.jpg,dog\r\nc.jpg,dog; cat\r\n') == want           # a byte order mark, Windows line ends
+    assert found('"tags","image"\n"cat","a.jpg"\n"dog;dog","b.jpg"\n";cat; dog;","c.jpg"') == want              # quotes, another order, no line end
+    assert found('image,tags\n\na.jpg,cat\n\nb.jpg,dog\nc.jpg,cat;dog\n\n') == want                             # blank lines
+    assert found(f'image,note,tags\na.jpg,{"x"*10_000},cat\nb.jpg,,dog\nc.jpg,"{"y,"*5000}",cat;dog\n') == want # 10,000-character lines
+    assert found('Image\tTags\na.jpg\tcat\nb.jpg\tdog\nc.jpg\tcat;dog\n', 'tags.tsv') == want
+
+
+@pytest.mark.parametrize('text, words', [
+    ('', 'empty'), ('image,tags\n', 'no images'), ('a.jpg,cat\nb.jpg,dog\n', 'row 1'), ('image\na.jpg\n', 'no column for the tags'), ('image,image,tags\na.jpg,b.jpg,cat\n', 'two columns'),
+    ('image,tags\na.jpg,cat\nb.jpg,cat,dog\n', 'row 3: 3 fields'), ('image,tags\na.jpg,cat\nb.jpg\n', 'row 3: 1 fields'), ('image,tags\na.jpg,cat\n,dog\n', 'row 3'),
+    ('image,tags\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n', 'row 4'), ('image,tags\na.jpg,cat\nb.jpg,;;\n', 'b.jpg'), (b'image,tags\na.jpg,c\xe4t\n', 'UTF-8'),
+    ('image,tags\na.jpg,cat\n' + 'x'*10_000 + '.jpg,dog\n', 'cannot be opened'), (b'\x89PNG\r\n\x1a\n\x00\x00', 'tags.csv'), ('image,tags\n"a.jpg,cat\n', 'tags.csv')])
+def test_broken_tables(mine, text, words): one_line(lambda: TaggedImageDataset(table(mine.parent, text)), 'tags.csv' if 'open' not in words else '.jpg', words)
+
+
+@pytest.mark.parametrize('name, text', [('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n{"image": '), ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n[1]\n'), ('x.jsonl', '{"image": "a.jpg", "tags": {"a": 1}}'),
+                                        ('x.json', '{'), ('x.json', '[3]'), ('x.json', '{"labels": [1]}'), ('x.json', '['*100_000), ('x.json', '{"samples": [{"filepath": 3}]}'), ('x.parquet', 'PAR1'), ('x.tar', 'no tar'), ('x.tar', '')])
+def test_broken_exports(mine, name, text): one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name)
+
+
+def test_a_shard_that_is_cut(mine, tmp_path):
+    import tarfile
+    path = mine.parent/'x.tar'
+    with tarfile.open(path, 'w') as file:
+        for o in 'abc': file.add(mine.parent/f'{o}.jpg', f'{o}.jpg'); table(mine.parent, 'cat', f'{o}.txt'); file.add(mine.parent/f'{o}.txt', f'{o}.txt')
+    assert len(TaggedImageDataset(path)) == 3
+    whole = path.read_bytes()
+    for tenth in range(1, 8):
+        path.write_bytes(whole[:len(whole)*tenth//10])
+        try: ds = TaggedImageDataset(path)
+        except InputError as e: assert 'x.tar' in str(e) and '\n' not in str(e)
+        else: assert all(o['image'].shape == (3, 24, 32) for o in ds)                    # cut between two files: what is there is whole
+
+
+# the commands
+
+def test_skip_bad_goes_on_and_lists(mine, tmp_path):
+    table(mine.parent, 'image,tags\na.jpg,cat\nghost.jpg,dog\nb.jpg,dog\nc.jpg,cat,dog,bird\n../x.jpg,cat\n')
+    before, options = state(mine.parent), ['--data', mine, '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--out', tmp_path/'run']
+    assert 'row 5' in error_of('dalnet_train', *options)
+    code, out, err = command('dalnet_train', *options, '--skip-bad', 'true')
+    assert code == 0 and '2 images' in out and '3 left out' in out, (out, err)
+    listed = (tmp_path/'run/skipped.txt').read_text()
+    assert all(o in listed and o in err for o in ('ghost.jpg', 'row 5', '../x.jpg')) and len(listed.splitlines()) == 3
+    code, out, _ = command('dalnet_data', 'tags', mine)
+    assert code == 1 and out.count('problem: ') == 3
+    code, _, err = command('dalnet_pseudo_labels', tmp_path/'run/iter_000002', '--out', tmp_path/'labels')
+    assert code == 0 and sorted(o.name for o in (tmp_path/'labels').glob('*.png')) == ['a.png', 'b.png'], err
+    assert state(mine.parent) == before                                                  # nothing was written there
+
+
+def test_nothing_is_written_into_a_voc_folder(shapes, tmp_path):
+    data = shutil.copytree(shapes, tmp_path/'data')
+    before = state(data)
+    code, _, err = command('dalnet_train', '--data', data, '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--out', tmp_path/'run', '--decoded-cache', tmp_path/'kept')
+    assert code == 0 and len(list((tmp_path/'kept').rglob('*.npy'))), err
+    for args in (['dalnet_data', 'voc', data], ['dalnet_data', 'tags', data, '--val-split', 'val']): command(*args)
+    assert state(data) == before
+
+
+def test_own_images_from_tags_to_scores(shapes, tmp_path):
+    "A table with a column for the split, masks in another folder, a prompt of one's own"
+    rows = [(n, split, [c for c, y in zip(ds.classes, ds.tags[i]) if y]) for split in ('train', 'val') for ds in [VOCDataset(shapes, split)] for i, n in enumerate(ds.names)]
+    table(tmp_path, 'image,tags,split\n' + ''.join(f'{n}.jpg,{";".join(t)},{s}\n' for n, s, t in rows))
+    own = ['--data', tmp_path/'tags.csv', '--image-root', shapes/'JPEGImages', '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--seg-start', 1]
+    code, out, err = command('dalnet_train', *own, '--mask-folder', shapes/'SegmentationClass', '--prompts', '{"disc": "round disc"}', '--out', tmp_path/'run')
+    assert code == 0 and 'mean' in out and '6 images of "val"' in out, (out, err)
+    about = json.loads((tmp_path/'run/iter_000002/config.json').read_text())
+    assert 'a photo of round disc' in about['prompts']
+    code, out, err = command('dalnet_train', *own, '--out', tmp_path/'other')
+    assert code == 0 and 'nothing will be scored' in out, (out, err)
+    assert 'there is no such class' in error_of('dalnet_train', *own, '--prompts', '{"dsic": "disc"}', '--out', tmp_path/'x')
+    code, out, _ = command('dalnet_predict', '--checkpoint', tmp_path/'run/iter_000002', '--out', tmp_path/'masks', '--crf', 'none', shard(shapes, tmp_path))
+    assert code == 0 and len(list((tmp_path/'masks').glob('*.png'))) == 5, out
+    code, out, _ = command('dalnet_predict', '--checkpoint', tmp_path/'run/iter_000002', '--out', tmp_path/'masks', '--crf', 'none', shard(shapes, tmp_path))
+    assert '5 done before' in out
+
+
+def shard(shapes, tmp_path):
+    import tarfile
+    path = tmp_path/'five.tar'
+    if not path.is_file():
+        with tarfile.open(path, 'w') as file:
+            for o in sorted((shapes/'JPEGImages').iterdir())[:5]: file.add(o, o.name)
+    return path
