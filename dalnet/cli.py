@@ -17,7 +17,7 @@ from .coco import coco_report, find_coco, render_masks
 from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_shapes, open_dataset, read_everything, tag_problems, tag_statistics
 from .evaluation import evaluate_cams, evaluate_segmentation
 from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
-from .tagged import opening_cost, random_table
+from .tagged import CHECK_FILES, opening_cost, random_table
 from .training import PRESETS, Checkpoint, TrainConfig, progress, read_log, resolve_device, train, training_data
 from .voc import voc_report
 
@@ -83,7 +83,7 @@ def parse_config(
 def _eval_data(config, split, data=None, tags=None, mask_folder=None, classes=None, masks=True):
     "The images and masks of a split, as a run's settings bring them to size; another dataset than the run's has its own tags and folders"
     tags, root = tags or ('auto' if data else config.tags), '' if data else config.image_root
-    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=True, skip_bad=config.skip_bad, part='val', show=progress)
+    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=True, skip_bad=config.skip_bad, sbd='' if data else config.sbd, part='val', show=progress)
 
 def _scored_data(config, args, classes):
     "What to score after training, if anything"
@@ -239,7 +239,9 @@ def _counts(dataset):
 
 def _check_tags(args):
     "Everything that can be wrong with a set of tagged images -> lines, problems"
-    opened = [open_dataset(data, split, image_root=args.image_root, allow_untagged=True, skip_bad=True) for data, split in ((args.source, args.split), (args.val or args.source, args.val_split)) if split is not None or data != args.source]
+    common = dict(image_root=args.image_root, allow_untagged=True, skip_bad=True)
+    opened = [open_dataset(args.source, args.split, **common)]
+    if args.val or args.val_split: opened.append(open_dataset(args.val or args.source, args.val_split or '', part='val', **common))
     lines, problems, prints = [], [], []
     for dataset in opened:
         lines += _counts(dataset)
@@ -248,7 +250,7 @@ def _check_tags(args):
         problems += bad + [f'{" and ".join(o)} are the same picture' for o in found.values() if len(o) > 1]
         prints.append(found)
     if len(opened) == 2: problems += [f'{prints[0][o][0]} of "{opened[0].split}" and {prints[1][o][0]} of "{opened[1].split}" are the same picture: scores on it mean nothing' for o in prints[0] if o in prints[1]]
-    return lines, problems, tag_problems(opened[0], args.few)
+    return lines, list(dict.fromkeys(problems)), tag_problems(opened[0], args.few)
 
 @_command
 def dalnet_data(
@@ -275,11 +277,14 @@ def dalnet_data(
     args = parser.parse_args(argv)
     if args.kind == 'voc':
         lines, missing = voc_report(args.root, args.sbd)
-        dataset = open_dataset(args.root, allow_untagged=True, skip_bad=True)
+        try: dataset = open_dataset(args.root, allow_untagged=True, skip_bad=True, sbd=args.sbd or '')
+        except InputError as e: return _say(lines, dict.fromkeys([*missing, str(e)]), 'missing')
         _say(lines + _counts(dataset), missing + dataset.skipped, 'missing')
     elif args.kind == 'coco':
-        if args.render: print('rendered into', render_masks(Path(args.root)/f'annotations/instances_{find_coco(args.root, args.render)}.json', args.processes, progress)[0])
-        _say(*coco_report(args.root), 'missing')
+        folder, bad = render_masks(Path(args.root)/f'annotations/instances_{find_coco(args.root, args.render)}.json', args.processes, progress) if args.render else (None, {})
+        if folder: print(f'rendered into {folder}')
+        lines, missing = coco_report(args.root)
+        _say(lines, missing + list(bad.values()), 'missing')
     else:
         lines, problems, warnings = _check_tags(args)
         _say(lines + [f'note: {o}' for o in warnings], problems, 'problem')
@@ -295,10 +300,11 @@ def dalnet_bench(
         parser = argparse.ArgumentParser(prog='dalnet_bench index', description='Open a made-up table of many rows, twice.')
         parser.add_argument('--rows', type=int, default=5_000_000, help='(5,000,000)')
         rows = parser.parse_args(argv[1:]).rows
+        if rows <= CHECK_FILES: raise InputError(f'--rows {rows}: give more than {CHECK_FILES:,}: smaller sets look at every file, and these have none')
         with tempfile.TemporaryDirectory() as folder:
             os.environ['DALNET_CACHE'] = folder
             for what, o in zip(('first', 'again'), opening_cost(random_table(Path(folder)/'table.csv', rows))):
-                print(f'{what}: {o["images"]:,} images in {o["seconds"]:.1f} s, {o["row_us"]:.0f} us a row, peak memory {o["peak_gib"]:.2f} GiB, {o["imports_gib"]:.2f} of it before opening')
+                print(f'{what}: {o["images"]:,} images in {o["seconds"]:.1f} s, {o["row_us"]:.0f} us a row, the process holds {o["held_gib"]:.2f} GiB ({o["peak_gib"]:.2f} at its peak), {o["imports_gib"]:.2f} of it libraries')
         return
     if argv[:1] != ['data']: raise InputError(f'dalnet_bench {" ".join(argv[:1])}: choose "data" or "index", e.g. dalnet_bench data --data VOCdevkit/VOC2012 --preset voc_mini')
     def more(parser):

@@ -7,7 +7,7 @@ __all__ = ['COCO_CLASSES', 'COCO_SIZES', 'find_coco', 'load_annotations', 'read_
            'COCODataset', 'coco_report']
 
 # %% ../nbs/00h_coco.ipynb #d94d8fd7
-import contextlib, hashlib, io, json, os
+import contextlib, hashlib, io, json, os, re
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -53,9 +53,11 @@ def load_annotations(
         check_classes([categories[o]['name'] for o in sorted(categories)], path)
         if not images: raise InputError(f'{path}: no images in it')
         for o in images.values():
-            if not (isinstance(o['file_name'], str) and o['height'] > 0 and o['width'] > 0): raise InputError(f'{path}: image {o["id"]} has no name or size')
+            if type(o['id']) is not int or not 0 <= o['id'] < 2**63: raise InputError(f'{path}: image id {o["id"]!r}: expected a whole number')
+            if not isinstance(o['file_name'], str) or any(type(o[k]) is not int or o[k] < 1 for k in ('height', 'width')) or o['height']*o['width'] > 2*10**8:
+                raise InputError(f'{path}: image {o["id"]} needs a name, and a height and width that are whole numbers of pixels')
             if '..' in Path(o['file_name']).parts or os.path.isabs(o['file_name']): raise InputError(f'{path}: image {o["id"]}: "{o["file_name"]}" leads out of the dataset\'s folder: name images below it')
-        for a in coco.anns.values():
+        for a in coco.dataset['annotations']:                            # not `coco.anns`, which keeps one of those with the same id
             if a['category_id'] not in categories: raise InputError(f'{path}: annotation {a["id"]} is of category {a["category_id"]}, which is not among the {len(categories)} categories: add it or take the annotation out')
             if a['image_id'] not in images: raise InputError(f'{path}: annotation {a["id"]} is of image {a["image_id"]}, which is not among the images: take it out')
     except InputError: raise
@@ -79,7 +81,7 @@ def read_index(
         coco = load_annotations(path)
         ids, row, number = sorted(coco.imgs), {o: i for i, o in enumerate(sorted(coco.imgs))}, {o: i for i, o in enumerate(sorted(coco.cats))}
         tags = np.zeros((len(ids), len(number)), np.uint8)
-        for a in coco.anns.values(): tags[row[a['image_id']], number[a['category_id']]] = 1
+        for a in coco.dataset['annotations']: tags[row[a['image_id']], number[a['category_id']]] = 1
         arrays = dict(id=np.array(ids), name=np.array([coco.imgs[o]['file_name'] for o in ids]), tags=tags, classes=np.array([coco.cats[o]['name'] for o in number]),
                       size=np.array([(coco.imgs[o]['height'], coco.imgs[o]['width']) for o in ids]))
         def write(part):
@@ -88,6 +90,19 @@ def read_index(
     with np.load(file, allow_pickle=False) as z: return {k: z[k] for k in z.files}
 
 # %% ../nbs/00h_coco.ipynb #5b6d8fa2
+def _covered(counts):
+    "How many pixels run lengths cover: a list of them, or COCO's string of six-bit pieces, each the difference to the last but one"
+    if isinstance(counts, list): return sum(counts)
+    runs, value, shift = [], 0, 0
+    for c in counts.encode() if isinstance(counts, str) else counts:
+        value |= ((c - 48) & 31) << shift
+        shift += 5
+        if (c - 48) & 32: continue
+        if (c - 48) & 16: value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    return sum(runs)
+
 def render_mask(
     size:tuple, # (H,W) of the image
     annotations:list, # of the image, each with segmentation, area, iscrowd, category_id
@@ -96,11 +111,16 @@ def render_mask(
 )->np.ndarray: # (H,W) uint8, 0 background, 255 crowds
     "The label mask of one image"
     mask = np.zeros(size, np.uint8)
-    for a in sorted(annotations, key=lambda a: (not a.get('iscrowd', 0), -a['area'])):
-        shape = a['segmentation']
+    for a in sorted(annotations, key=lambda a: (not a.get('iscrowd', 0), -(a.get('area') or 0))):
+        shape = a.get('segmentation')
         try:
+            if shape is None: raise ValueError('there is none')
+            if isinstance(shape, list) and not all(abs(x) <= 10*max(size) for part in shape for x in part): raise ValueError('it runs far out of the image')
             if isinstance(shape, list): runs = rle.merge(rle.frPyObjects(shape, *size)) if shape else None
-            else: runs = rle.frPyObjects(shape, *shape['size']) if isinstance(shape['counts'], list) else shape
+            else:
+                n, (h, w) = _covered(shape['counts']), shape['size']
+                if n != h*w: raise ValueError(f'its run lengths cover {n} pixels, not {h} x {w}')
+                runs = rle.frPyObjects(shape, h, w) if isinstance(shape['counts'], list) else shape
             inside = None if runs is None else rle.decode(runs).astype(bool)
         except Exception as e: raise InputError(f'{where}: the outline of annotation {a["id"]} cannot be read ({type(e).__name__}: {first_line(e)}): mend or take out the annotation') from None
         if inside is None: continue
@@ -109,37 +129,34 @@ def render_mask(
     return mask
 
 def _render_to(job):
-    "Render one image into a file; None, or what is wrong"
+    "Render one image into a file; None, or its id and what is wrong"
     path, size, annotations, label, where = job
     try: mask = render_mask(size, annotations, label, where)
-    except InputError as e: return str(e)
+    except InputError as e: return path.stem, str(e)
     write_whole(path, lambda o: save_mask(mask, o))
 
 def render_masks(
     annotations:str|Path, # instances_*.json
     processes:int|None=None, # that share the images; None = one for each core
     show=lambda steps, total: steps # wraps the iteration, e.g. `progress`
-)->tuple[Path,list]: # folder of <image id>.png in the cache, and a line for each image that cannot be rendered
+)->tuple[Path,dict]: # folder of <image id>.png in the cache, and for each image that cannot be rendered its id and a line
     "Render the masks of all images with objects, skipping those that are there"
-    folder, bad = _cached(Path(annotations))/'masks', []
+    folder = _cached(Path(annotations))/'masks'
     if (folder/'.complete').is_file(): return folder, json.loads((folder/'.complete').read_text())
     coco = load_annotations(annotations)
     label = {o: i for i, o in enumerate(sorted(coco.cats), 1)}
     jobs = [(folder/f'{i}.png', (o['height'], o['width']), coco.imgToAnns[i], label, f'{annotations}, image {o["file_name"]}') for i, o in coco.imgs.items() if coco.imgToAnns.get(i) and not (folder/f'{i}.png').is_file()]
     processes = processes or os.cpu_count()
-    if processes == 1 or len(jobs) < 200: bad = [o for o in show(map(_render_to, jobs), len(jobs)) if o]
+    if processes == 1 or len(jobs) < 200: bad = dict(o for o in show(map(_render_to, jobs), len(jobs)) if o)
     else:
         with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
-            try: bad = [o for o in show(pool.map(_render_to, jobs, chunksize=16), len(jobs)) if o]
+            try: bad = dict(o for o in show(pool.map(_render_to, jobs, chunksize=16), len(jobs)) if o)
             except BrokenProcessPool: raise InputError(f'{folder}: a process died (out of memory?): run again with fewer processes; finished masks are kept') from None
             finally: pool.shutdown(wait=False, cancel_futures=True)
     write_whole(folder/'.complete', lambda o: o.write_text(json.dumps(bad)))
     return folder, bad
 
 # %% ../nbs/00h_coco.ipynb #b6fcbd20
-def _image_folders(root, split):
-    return [o for o in (root/split, root/'images'/split, root/'images', root) if o.is_dir()]
-
 class COCODataset(ImageDataset):
     "MS COCO 2014 or 2017; masks only where they are asked for"
     def __init__(self,
@@ -162,25 +179,23 @@ class COCODataset(ImageDataset):
         self.untagged = int((~rows.any(1)).sum())
         order = np.arange(len(files)) if allow_untagged else np.flatnonzero(rows.any(1))
         if not len(order): raise InputError(f'{self.annotations}: no image has an object: there is nothing to learn from')
-        self._where = {o: set(os.listdir(o)) for o in _image_folders(self.root, self.split)}
-        self.mask_folder, broken = render_masks(self.annotations, processes, show) if masks else (None, [])
-        if broken and not skip_bad: raise InputError(broken[0])
-        broken = {o.split(', image ', 1)[1].split(':', 1)[0]: o for o in broken}
+        self._where = _image_folders(self.root, self.split)
+        self.mask_folder, broken = render_masks(self.annotations, processes, show) if masks else (None, {})
         def check(i):
-            name = files[order[i]]
-            if name in broken: raise InputError(broken[name])
-            check_image(self._picture(name))
+            if (line := broken.get(str(index['id'][order[i]]))): raise InputError(line)
+            check_image(self._picture(files[order[i]]))
         good, self.skipped = keep_good(order, check, skip_bad)
         kept = order[good]
         self.files, self.ids, self.tags = files[kept], index['id'][kept], rows[kept]
-        self.names = [Path(o).stem for o in self.files]
+        stems = [Path(o).stem for o in self.files]
+        self.names = stems if len(set(stems)) == len(stems) else [str(Path(o).with_suffix('')) for o in self.files]
 
     def _listed(self, path, files):
         "Tags from a list file"
         table, size = {}, len(self.classes)
-        for number, line in enumerate(read_lines(path), 1):
+        for number, line in read_lines(path, numbered=True):
             name, *labels = line.split()
-            if not all(o.isdigit() and int(o) < size for o in labels): raise InputError(f'{path}, line {number}: expected "NAME i j k" with numbers from 0 to {size - 1}, found "{line[:60]}"')
+            if not all(o.isdecimal() and len(o) < 5 and int(o) < size for o in labels): raise InputError(f'{path}, line {number}: expected "NAME i j k" with numbers from 0 to {size - 1}, found "{line[:60]}"')
             table[_number(name)] = [int(o) for o in labels]
         rows = np.zeros((len(files), size), np.uint8)
         for i, o in enumerate(files): rows[i, table.get(_number(o), [])] = 1
@@ -188,11 +203,7 @@ class COCODataset(ImageDataset):
 
     def _picture(self, file):
         "Where an image is, in either style of names"
-        name, number = Path(file).name, _number(file)
-        for folder, there in self._where.items():
-            for o in (name, f'{number:012d}.jpg', f'COCO_{self.split}_{number:012d}.jpg') if number is not None else (name,):
-                if o in there: return folder/o
-            if (folder/file).is_file(): return folder/file
+        if (path := _find_picture(self._where, file, self.split)): return path
         raise InputError(f'{self.root}/{self.split}/{file}: no such image: unpack the images of {self.split} there')
 
     def image_path(self, i): return self._picture(str(self.files[i]))
@@ -204,8 +215,20 @@ class COCODataset(ImageDataset):
 
 def _number(name):
     "The number in a COCO file name, or None"
-    digits = Path(name).stem.rsplit('_', 1)[-1]
-    return int(digits) if digits.isdigit() else None
+    found = re.fullmatch(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})', Path(name).stem)
+    return int(found[1]) if found else None
+
+def _image_folders(root, split):
+    "Folders that may hold the images of a split, and what is in them"
+    return {o: set(os.listdir(o)) for o in (root/split, root/'images'/split, root/'images', root) if o.is_dir()}
+
+def _find_picture(where, file, split):
+    "Where an image is, in either style of names; None if nowhere"
+    name, number = Path(file).name, _number(file)
+    for folder, there in where.items():
+        for o in (name,) if number is None else (name, f'{number:012d}.jpg', f'COCO_{split}_{number:012d}.jpg'):
+            if o in there: return folder/o
+        if (folder/file).is_file(): return folder/file
 
 # %% ../nbs/00h_coco.ipynb #5bb8608c
 def coco_report(
@@ -216,12 +239,11 @@ def coco_report(
     if not any((root/'annotations').glob('instances_*.json')): find_coco(root)                     # says what is missing
     for path in sorted((root/'annotations').glob('instances_*.json')):
         split, index = path.stem.removeprefix('instances_'), read_index(path)
-        tags, where = index['tags'], _image_folders(root, path.stem.removeprefix('instances_'))
-        there = {n for o in where for n in os.listdir(o)}
-        found = [any(n in there for n in (Path(f).name, f'{_number(f) or 0:012d}.jpg', f'COCO_{split}_{_number(f) or 0:012d}.jpg')) for f in map(str, index['name'])]
+        tags, where = index['tags'], _image_folders(root, split)
+        found = [_find_picture(where, str(f), split) is not None for f in index['name']]
         rendered = len(list((_cached(path)/'masks').glob('*.png')))
         lines.append(f'{split:<10}{len(tags):>8,} images' + (f' (COCO: {COCO_SIZES[split]:,})' if split in COCO_SIZES else '') + f': {sum(found):,} pictures, {int((~tags.any(1)).sum()):,} without an object, '
                      f'{len(index["classes"])} classes, {tags.sum(1).mean():.2f} tags a picture, {rendered:,} masks rendered')
         if not all(found): missing.append(f'{split}: {found.count(False):,} of {len(found):,} pictures are not there, the first is {index["name"][found.index(False)]}')
-        if (empty := [c for c, n in zip(index['classes'], tags.sum(0)) if not n]): missing.append(f'{split}: no image has {", ".join(empty)}')
+        if (empty := [c for c, n in zip(index['classes'], tags.sum(0)) if not n]): lines.append(f'{"":<10} no image has {", ".join(empty)}')
     return lines, missing

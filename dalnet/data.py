@@ -51,15 +51,16 @@ def open_dataset(
     classes:tuple|None=None, # foreground names of one's own images; None = those of the data
     allow_untagged:bool=False, # accept images without a tag
     skip_bad:bool=False, # leave bad images out, and list them in `skipped`
+    sbd:str|Path='', # SBD's dataset folder, for VOC; "" = look beside the devkit
     part:str='train', # what an empty `split` means, "train" or "val"
     show:Callable=lambda steps, total: steps # wraps what takes long, e.g. `progress`
 )->ImageDataset:
     "Open whatever dataset is there"
     kind, common = dataset_kind(source), dict(transform=transform, allow_untagged=allow_untagged, skip_bad=skip_bad)
-    if kind == 'voc': return VOCDataset(source, split or ('val' if part == 'val' else ''), tags, masks=masks, **common)
+    if kind == 'voc': return VOCDataset(source, split or ('val' if part == 'val' else ''), tags, masks=masks, sbd=sbd or None, **common)
     if kind == 'coco': return COCODataset(source, split or part, tags, masks=masks, show=show, **common)
     if masks and not mask_folder: raise InputError(f'{source}: masks of your own images are needed for this: say where they are (--mask-folder)')
-    return TaggedImageDataset(source, split or ('val' if part == 'val' else ''), classes, masks=mask_folder if masks else None, image_root=image_root or None, **common)
+    return TaggedImageDataset(source, split, classes, masks=mask_folder if masks else None, image_root=image_root or None, part=part, **common)
 
 # %% ../nbs/00_data.ipynb #f540f161
 def plain_pipeline(
@@ -86,6 +87,8 @@ def loading_speed(
     **settings # of `plain_pipeline`
 )->dict: # images a second on one core: "plain", "dalnet", and, where pictures are kept decoded, "decoded"
     "Compare loading with the plain pipeline, in turns, on one thread"
+    if n < 1: raise InputError(f'{n} images: give at least 1')
+    if getattr(dataset, 'shards', None): raise InputError(f'{dataset.source}: the plain pipeline reads files, not archives: measure on files')
     plain, threads = plain_pipeline(**settings), torch.get_num_threads()
     paths, decoded = [dataset.image_path(i) for i in range(min(n, len(dataset)))], dataset.decoded
     ways = {'plain': lambda i: plain(paths[i]), 'dalnet': dataset.__getitem__} | ({'decoded': dataset.__getitem__} if decoded else {})

@@ -68,7 +68,7 @@ def picture(self:ImageDataset,
     image = self.open_image(i)
     if not self.decoded: return image
     folder, long_side = self.decoded
-    stamp = image.fp and getattr(image.fp, 'name', None) and os.fstat(image.fp.fileno()).st_mtime_ns
+    stamp = getattr(image, 'dalnet_stamp', None) or os.stat(image.dalnet_name).st_mtime_ns
     key = hashlib.blake2b(repr((image.dalnet_name, image.size, stamp, long_side)).encode(), digest_size=16).hexdigest()
     path = folder/key[:2]/f'{key}.npy'
     if path.is_file(): image.close(); return Image.fromarray(np.load(path))
@@ -98,10 +98,13 @@ def keep_good(
     return good, bad
 
 def read_lines(
-    path:str|Path # UTF-8 text file
-)->list[str]:
+    path:str|Path, # UTF-8 text file
+    numbered:bool=False # give (number, line), counted from 1
+)->list:
     "Lines of a text file without the blank ones"
-    try: return [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    try:
+        lines = [(n, o.strip()) for n, o in enumerate(Path(path).read_text(encoding='utf-8-sig').splitlines(), 1) if o.strip()]
+        return lines if numbered else [o for _, o in lines]
     except UnicodeDecodeError: raise InputError(f'{path}: not a UTF-8 text file: save it as UTF-8') from None
     except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}): check the path') from None
 
@@ -121,8 +124,8 @@ def check_classes(
     "Class names, checked"
     classes = tuple(map(str, classes))
     if not classes: raise InputError(f'{where}: no class names: give at least one')
-    if (twice := [o for i, o in enumerate(classes) if o in classes[:i]]): raise InputError(f'{where}: class "{twice[0]}" stands there twice: give each once')
     if len(classes) > 254: raise InputError(f'{where}: {len(classes)} classes: masks hold at most 254')
+    if (twice := [o for i, o in enumerate(classes) if o in classes[:i]]): raise InputError(f'{where}: class "{twice[0]}" stands there twice: give each once')
     return classes
 
 # %% ../nbs/00d_dataset.ipynb #111e5c5d

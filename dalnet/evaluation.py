@@ -178,8 +178,9 @@ def evaluate_segmentation(
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
     for item in progress(loader, len(dataset)):
         image, tags, target = (item[k].to(device) for k in ('image', 'tags', 'mask'))
-        single, multi = predict_maps(model, image, (1.,), False, tile).probs, predict_maps(model, image, scales, flip, tile).probs
-        found = {'single': single, 'multi': multi, 'single, tags': limit_to_tags(single, tags), 'multi, tags': limit_to_tags(multi, tags)}
+        maps = {'single': predict_maps(model, image, (1.,), False, tile), 'multi': predict_maps(model, image, scales, flip, tile)}
+        found = {k: o.probs for k, o in maps.items()} | {f'{k}, tags': limit_to_tags(o.probs, tags, o.tags) for k, o in maps.items()}
+        multi = found['multi']
         if crf:
             if image.shape[-2:] != multi.shape[-2:]: image = F.interpolate(image[None], multi.shape[-2:], mode='bilinear', align_corners=False, antialias=True)[0]
             found |= {k.replace('multi', 'crf'): dense_crf(image, found[k], crf) for k in ('multi', 'multi, tags')}

@@ -100,6 +100,6 @@ def show_segmentation(
         show_mask(ax[2], cam_to_label(maps, tags[None], threshold, threshold)[0].cpu(), f'CAM > {threshold}')
         show_mask(ax[3], refine_labels(PAR(), 255*image[None], maps, tags[None], high, low)[0].cpu(), 'pseudo label')
         for a, probs, title in [(ax[4], found.probs, 'segmentation'), (ax[5], dense_crf(view, found.probs, crf), '+ CRF'),
-                                (ax[6], dense_crf(view, limit_to_tags(found.probs, tags), crf), '+ CRF, true tags')]: show_mask(a, label_at(probs, size).cpu(), title)
+                                (ax[6], dense_crf(view, limit_to_tags(found.probs, tags, found.tags), crf), '+ CRF, true tags')]: show_mask(a, label_at(probs, size).cpu(), title)
     fig.tight_layout()
     return fig

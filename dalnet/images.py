@@ -114,10 +114,12 @@ def check_image(
         with open(path, 'rb') as f:
             head = f.read(2)
             f.seek(max(-64, -os.fstat(f.fileno()).st_size), io.SEEK_END)
-            if head == b'\xff\xd8' and b'\xff\xd9' in f.read(): return
+            end = f.read()
+            whole = (head == b'\xff\xd8' and b'\xff\xd9' in end) or (head == b'\x89P' and b'IEND' in end)
     except (FileNotFoundError, IsADirectoryError): raise InputError(f'{path}: no such image: add the file or take its name off the list') from None
     except (OSError, ValueError) as e: raise InputError(f'{str(path)[:200]}: the file cannot be opened ({getattr(e, "strerror", None) or first_line(e)}): correct the name or take it off the list') from None
-    load_image(path)
+    with open_image(path) as image:                                      # names what is no image, or far too large
+        if not whole: decode(image)
 
 # %% ../nbs/00a_images.ipynb #050b2872
 IGNORE = 255  # the label that every loss and every score leaves out

@@ -32,29 +32,34 @@ def _lists(text):
     "`;`-separated strings as lists of strings"
     return pc.split_pattern(pc.fill_null(text, ''), ';')
 
-def _batches(rows:Iterable, size=65536)->Iterator[_Batch]:
-    "Batches of rows given one by one: (image, tags, row), and split or place"
-    rows, block = iter(rows), []
-    def pack(block):
-        image, tags, row, *more = zip(*block)
-        split, place = more if more else (None, None)
+def _batches(rows:Iterable, path, problems, size=65536)->Iterator[_Batch]:
+    "Batches of rows given one by one: (image, tags, row, split or None, place or None); odd ones go to `problems`"
+    block = []
+    def pack():
+        image, tags, row, split, place = zip(*block)
         return _Batch(pa.array(image, pa.string()), pa.array(tags, pa.list_(pa.string())), np.array(row),
-                      pa.array(split, pa.string()) if split and split[0] is not None else None, np.array(place) if place and place[0] is not None else None)
-    for o in rows:
-        block.append(o)
-        if len(block) == size: yield pack(block); block = []
-    if block: yield pack(block)
+                      pa.array(split, pa.string()) if any(o is not None for o in split) else None, np.array(place) if place[0] is not None else None)
+    for image, tags, row, split, place in rows:
+        try:
+            tags, split = [str(o) for o in tags if o is not None], None if split is None else str(split)
+            if not isinstance(image, str): raise TypeError(f'the image\'s name is {image!r}')
+            for o in (image, *tags): o.encode()
+        except (TypeError, UnicodeEncodeError) as e: problems.append(f'{path}, row {row}: cannot be used ({first_line(e).encode("ascii", "replace").decode()}): give names as text'); continue
+        block.append((image, tags, row, split, place))
+        if len(block) == size: yield pack(); block = []
+    if block: yield pack()
 
 def _encode(batch, ids):
     "One Arrow record batch; `ids` (tag -> number) grows"
-    flat, offsets = pc.utf8_trim_whitespace(batch.tags.flatten()), batch.tags.offsets.to_numpy() - batch.tags.offsets[0].as_py()
+    flat, offsets = pc.utf8_trim_whitespace(pc.fill_null(batch.tags.flatten(), '')), batch.tags.offsets.to_numpy() - batch.tags.offsets[0].as_py()
     kept = pc.not_equal(flat, '')
     offsets = np.concatenate([[0], np.cumsum(kept.to_numpy(zero_copy_only=False))])[offsets].astype(np.int32)
     words = flat.filter(kept).dictionary_encode()
     number = np.array([ids.setdefault(o, len(ids)) for o in words.dictionary.to_pylist()] or [0], np.int32)
     place = np.full((len(batch.image), 3), -1, np.int64) if batch.place is None else batch.place
-    split = pa.nulls(len(batch.image), pa.string()) if batch.split is None else pc.utf8_trim_whitespace(pc.fill_null(batch.split, ''))
-    return pa.record_batch(dict(image=pc.fill_null(batch.image, ''), tags=pa.ListArray.from_arrays(offsets, number[words.indices.to_numpy()]), row=np.asarray(batch.row, np.int64),
+    split = pa.nulls(len(batch.image), pa.string()) if batch.split is None else pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(batch.split, '')))
+    image = pc.replace_substring_regex(pc.fill_null(batch.image, ''), r'(^|/)(\./+)+', r'\1')        # ./a.jpg is a.jpg
+    return pa.record_batch(dict(image=image, tags=pa.ListArray.from_arrays(offsets, number[words.indices.to_numpy()]), row=np.asarray(batch.row, np.int64),
                                 split=split, shard=place[:, 0], offset=place[:, 1], size=place[:, 2]))
 
 # %% ../nbs/00e_index.ipynb #b1fe1909
@@ -95,16 +100,24 @@ def _read_csv(path, problems, sep=','):
             rows = np.arange(at, at + n + len(wrong))
             rows = rows[~np.isin(rows, wrong)][:n]
             at = int(rows[-1]) + 1 if n else at
-            yield _Batch(pc.utf8_trim_whitespace(block[image]), _lists(block[tags]), rows, block[split] if split else None)
+            names, lists = pc.utf8_trim_whitespace(block[image]), _lists(block[tags])
+            if pc.any(pc.match_substring_regex(names, r'^(/data/(upload|local-files)/|[a-z0-9]+://)')).as_py(): names = pa.array(map(_local, names.to_pylist()), pa.string())
+            if pc.any(pc.starts_with(block[tags], '{"choices"')).as_py(): lists = pa.array([_choices(o) for o in block[tags].to_pylist()], pa.list_(pa.string()))   # Label Studio's CSV
+            yield _Batch(names, lists, rows, block[split] if split else None)
     except pa.ArrowInvalid as e: raise InputError(f'{path}: not readable as a table ({first_line(e)}): save it as UTF-8 with a header and quotes where they are needed') from None
+
+def _choices(text):
+    "The tags in a cell of Label Studio's CSV: one as it is, several as JSON"
+    try: return json.loads(text)['choices'] if text.startswith('{') else [text]
+    except (ValueError, KeyError, TypeError, RecursionError): return [text]
 
 def _tag_list(value, where):
     'Tags of a JSON value: a list, a `;`-separated string, a number, {"choices": [...]}, or nothing'
     if isinstance(value, dict) and 'choices' in value: value = value['choices']
     if value is None: return []
     if isinstance(value, str): return value.split(';')
-    if isinstance(value, (int, float)) and not isinstance(value, bool): return [str(value)]
-    if isinstance(value, list) and all(isinstance(o, (str, int)) for o in value): return [str(o) for o in value]
+    if isinstance(value, int) and not isinstance(value, bool): return [str(value)]
+    if isinstance(value, list) and all(isinstance(o, (str, int)) and not isinstance(o, bool) for o in value): return [str(o) for o in value]
     raise InputError(f'{where}: tags {json.dumps(value)[:60]}: give a list of names')
 
 def _record(record, where):
@@ -112,6 +125,7 @@ def _record(record, where):
     if not isinstance(record, dict): raise InputError(f'{where}: expected an object such as {{"image": "a.jpg", "tags": ["cat"]}}')
     image, tags, split = _columns(record, where)
     if not isinstance(record[image], str): raise InputError(f'{where}: the image\'s name is {json.dumps(record[image])[:60]}: give a string')
+    if not isinstance(record.get(split), (str, type(None))): raise InputError(f'{where}: the split is {json.dumps(record[split])[:60]}: give a string')
     return _local(record[image]), _tag_list(record[tags], where), record.get(split)
 
 def _read_jsonl(path, problems):
@@ -122,12 +136,12 @@ def _read_jsonl(path, problems):
                 if not line.strip(): continue
                 try:
                     try: image, tags, split = _record(json.loads(line), f'{path}, row {number}')
-                    except ValueError as e:
+                    except (ValueError, RecursionError) as e:
                         if isinstance(e, InputError): raise
                         raise InputError(f'{path}, row {number}: not JSON ({first_line(e)})') from None
                 except InputError as e: problems.append(str(e)); continue
                 yield image, tags, number, split, None
-    try: yield from _batches(rows())
+    try: yield from _batches(rows(), path, problems)
     except UnicodeDecodeError: raise InputError(f'{path}: not a UTF-8 text file: save it as UTF-8') from None
 
 def _read_parquet(path, problems):
@@ -136,13 +150,14 @@ def _read_parquet(path, problems):
         file = pa.parquet.ParquetFile(path)
         image, tags, split = _columns(file.schema_arrow.names, path)
         kind = file.schema_arrow.field(tags).type
-        if not pa.types.is_string(file.schema_arrow.field(image).type): raise InputError(f'{path}: column "{image}" holds {file.schema_arrow.field(image).type}: expected file names (pictures inside of Parquet are not read)')
+        text = lambda o: pa.types.is_string(o) or pa.types.is_large_string(o)
+        if not text(file.schema_arrow.field(image).type): raise InputError(f'{path}: column "{image}" holds {file.schema_arrow.field(image).type}: expected file names (pictures inside of Parquet are not read)')
         at = 1
         for block in file.iter_batches(65536, columns=[o for o in (image, tags, split) if o is not None]):
             column = block[tags]
-            if pa.types.is_list(kind): column = pa.ListArray.from_arrays(column.offsets, pc.cast(column.values, pa.string())) if not column.null_count else pa.array([o or [] for o in column.to_pylist()], pa.list_(pa.string()))
+            if pa.types.is_list(kind) or pa.types.is_large_list(kind): column = pa.array([[str(t) for t in o or [] if t is not None] for o in column.to_pylist()], pa.list_(pa.string()))
             else: column = _lists(pc.cast(column, pa.string()))
-            yield _Batch(block[image], column, np.arange(at, at + len(block)), pc.cast(block[split], pa.string()) if split else None)
+            yield _Batch(pc.cast(block[image], pa.string()), column, np.arange(at, at + len(block)), pc.cast(block[split], pa.string()) if split else None)
             at += len(block)
     except (pa.ArrowException, OSError) as e: raise InputError(f'{path}: not readable as Parquet ({first_line(e)}): write it again') from None
 
@@ -164,10 +179,11 @@ def parse_xml(
 def _read_cvat(path, problems):
     "Batches of CVAT's XML"
     root = parse_xml(path)
-    images = [(o.get('name', ''), [t.get('label', '') for t in o.findall('tag')], n, o.get('subset'), None) for n, o in enumerate(root.iter('image'), 1)]
+    inside = 'images/' if (Path(path).parent/'images').is_dir() else ''       # as CVAT packs its archive
+    images = [(inside + o.get('name', ''), [t.get('label', '') for t in o.findall('tag')], n, o.get('subset'), None) for n, o in enumerate(root.iter('image'), 1)]
     if root.tag != 'annotations' or not images: raise InputError(f'{path}: no <image> elements: export the task as "CVAT for images 1.1"')
     if not any(o[1] for o in images): raise InputError(f'{path}: no image has a <tag>: label images as a whole in CVAT, or give a CSV')
-    yield from _batches(images)
+    yield from _batches(images, path, problems)
 
 def _label_studio(tasks, path):
     "Rows of Label Studio's JSON and JSON-MIN"
@@ -177,7 +193,7 @@ def _label_studio(tasks, path):
         if 'data' not in task: yield *_record({k: v for k, v in task.items()} | ({} if any(k in task for k in _TAGS) else dict(tags=None)), where)[:2], n, None, None; continue
         image = next((v for k, v in task['data'].items() if k in _IMAGE), None) or next((v for v in task['data'].values() if isinstance(v, str)), None)
         if not isinstance(image, str): raise InputError(f'{where}: its data names no image')
-        results = [r for a in task.get('annotations', []) if not a.get('was_cancelled') for r in a.get('result', []) if r.get('type') == 'choices']
+        results = [r for a in task.get('annotations', []) if not a.get('was_cancelled') for r in a.get('result', []) if r.get('type') == 'choices' and 'x' not in r['value']]  # not those of a box
         yield _local(image), [c for r in results for c in r['value'].get('choices', [])], n, None, None
 
 def _fiftyone(data, path):
@@ -186,11 +202,14 @@ def _fiftyone(data, path):
         names, folder = data.get('classes') or [], path.parent/'data'
         files = {o.stem: o.name for o in folder.iterdir()} if folder.is_dir() else {}
         for n, (key, value) in enumerate(data['labels'].items(), 1):
-            label = [names[o] if isinstance(o, int) and 0 <= o < len(names) else o.get('label') if isinstance(o, dict) else str(o) for o in (value if isinstance(value, list) else [] if value is None else [value])]
+            label = [o['label'] if isinstance(o, dict) else o for o in (value if isinstance(value, list) else [] if value is None else [value])]
+            label = [names[o] if isinstance(o, int) and 0 <= o < len(names) else str(o) for o in label]
             yield f'data/{files.get(key, key)}', label, n, None, None
         return
     for n, sample in enumerate(data['samples'], 1):
-        found = [o for o in sample.values() if isinstance(o, dict) and o.get('_cls') in ('Classification', 'Classifications')]
+        found = {k: o for k, o in sample.items() if isinstance(o, dict) and o.get('_cls') in ('Classification', 'Classifications')}
+        if len(found) > 1 and 'ground_truth' not in found: raise InputError(f'{path}, sample {n}: several classifications ({", ".join(found)}): export one of them')
+        found = [found['ground_truth']] if 'ground_truth' in found else list(found.values())
         label = [c.get('label', '') for o in found for c in (o.get('classifications') or [o])]
         yield sample.get('filepath', ''), label, n, None, None
 
@@ -202,11 +221,15 @@ def _read_json(path, problems):
         if isinstance(data, list): rows = list(_label_studio(data, path))
         elif isinstance(data, dict) and (isinstance(data.get('labels'), dict) or isinstance(data.get('samples'), list)): rows = list(_fiftyone(data, Path(path)))
         else: raise InputError(f'{path}: neither an export of Label Studio (a list of tasks) nor of FiftyOne (with "labels" or "samples"): give a CSV')
-    except (AttributeError, KeyError, TypeError) as e: raise InputError(f'{path}: not laid out as an export should be ({type(e).__name__}: {first_line(e)}): export it again') from None
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        if isinstance(e, InputError): raise
+        raise InputError(f'{path}: not laid out as an export should be ({type(e).__name__}: {first_line(e)}): export it again') from None
     if not any(o[1] for o in rows): raise InputError(f'{path}: no image has a label of its own (choices, classifications): boxes and outlines are not read; give a CSV')
-    yield from _batches(rows)
+    yield from _batches(rows, path, problems)
 
 # %% ../nbs/00e_index.ipynb #19484eaa
+_PARTS = ('train', 'val', 'valid', 'validation', 'test')  # folders that are called so hold a split
+
 def _walk(root):
     "Image files below a folder, links followed, each folder once"
     seen = set()
@@ -218,15 +241,24 @@ def _walk(root):
 
 def _read_folder(root, problems):
     "Batches of a folder with a folder for each class, perhaps below train/ and val/"
-    top = {o.name.lower(): o.name for o in Path(root).iterdir() if o.is_dir()}
-    splits = [top[o] for o in ('train', 'val', 'valid', 'validation', 'test') if o in top]
+    top = {o.name.lower(): o for o in Path(root).iterdir() if o.is_dir()}
+    splits = [top[o].name for o in _PARTS if o in top and all(p.is_dir() for p in top[o].iterdir())]   # "train" may also be a class
     def rows():
         for n, name in enumerate(_walk(root), 1):
             parts = name.split(os.sep)
             split, parts = (parts[0], parts[1:]) if splits and parts[0] in splits else (None, parts)
             if len(parts) < 2: problems.append(f'{Path(root)/name}: the image lies in no class\'s folder: move it, or give a CSV'); continue
             yield name, [parts[0]], n, split if split else '' if splits else None, None
-    yield from _batches(rows())
+    yield from _batches(rows(), root, problems)
+
+_TABLES = {'metadata.csv': _read_csv, 'metadata.jsonl': _read_jsonl, 'metadata.parquet': _read_parquet, 'labels.json': _read_json, 'samples.json': _read_json, 'annotations.xml': _read_cvat}
+
+def _read_parts(tables, problems):
+    "Batches of a folder with train/metadata.csv, val/metadata.csv and the like"
+    for table in tables:
+        for batch in _TABLES[table.name](table, problems):
+            name = pc.binary_join_element_wise(table.parent.name, batch.image, '/')
+            yield batch._replace(image=name, split=pa.array([table.parent.name]*len(name)))
 
 def tar_images(
     path:str|Path # .tar, not compressed
@@ -277,7 +309,7 @@ def _sidecar(path, name, files):
     for ending, read in dict(json=lambda o: _side_json(json.loads(o)), txt=lambda o: o.decode().strip().split(';'), cls=lambda o: o.decode().replace(',', ' ').split()).items():
         if ending in files:
             try: return read(read_member(path, *files[ending]))
-            except (ValueError, InputError) as e: raise InputError(f'{path}, {name}: its {ending} is not readable ({first_line(e)})') from None
+            except (ValueError, RecursionError) as e: raise InputError(f'{path}, {name}: its {ending} is not readable ({first_line(e)})') from None
     return []
 
 def _side_json(value):
@@ -294,7 +326,7 @@ def _read_tars(paths, problems):
                 try: tags = _sidecar(path, name, files)
                 except InputError as e: problems.append(str(e)); continue
                 yield name, tags, n, None, (shard, offset, size)
-    yield from _batches(rows())
+    yield from _batches(rows(), paths[0].parent, problems)
 
 # %% ../nbs/00e_index.ipynb #ff9e7b8d
 def find_source(
@@ -308,8 +340,9 @@ def find_source(
         return _read_tars, found, path.parent
     if not path.exists(): raise InputError(f'{source}: no such file or folder: check the path')
     if path.is_dir():
-        for name, reader in {'metadata.csv': _read_csv, 'metadata.jsonl': _read_jsonl, 'metadata.parquet': _read_parquet, 'labels.json': _read_json, 'samples.json': _read_json, 'annotations.xml': _read_cvat}.items():
+        for name, reader in _TABLES.items():
             if (path/name).is_file(): return reader, path/name, path
+            if (parts := [o for part in _PARTS if (o := path/part/name).is_file()]): return _read_parts, parts, path
         if (shards := sorted(path.glob('*.tar'))): return _read_tars, shards, path
         return _read_folder, path, path
     tsv = lambda o, problems: _read_csv(o, problems, '\t')
@@ -321,24 +354,24 @@ def find_source(
 def _key(what):
     "Changes when the source does"
     files = what if isinstance(what, list) else [what]
-    if files[0].is_dir(): stamp = [(o, s.st_size, s.st_mtime_ns) for o in _walk(files[0]) if (s := os.stat(files[0]/o))]
+    if files[0].is_dir(): stamp = [(o, s.st_size, s.st_mtime_ns) for o in _walk(files[0]) if (s := os.lstat(files[0]/o))]
     else: stamp = [(str(o.resolve()), (s := o.stat()).st_size, s.st_mtime_ns) for o in files]
-    return hashlib.blake2b(repr((1, str(files[0].resolve()), stamp)).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(repr((2, str(files[0].resolve()), stamp)).encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()
 
 _LEAVES = r'(^|[/\\])\.\.([/\\]|$)'
 
 def _unusable(table, what):
     "Rows that cannot be used: {position: line}"
-    name, lines, images = what if isinstance(what, Path) else what[0].parent, {}, table['image']
+    name, lines, images = what if isinstance(what, Path) else Path(os.path.commonpath([o.parent for o in what])), {}, table['image']
     where = lambda i: f'{name}, row {table["row"][i].as_py()}' if not name.is_dir() else str(name)
     for i in np.flatnonzero(pc.equal(images, '').to_numpy()): lines[int(i)] = f'{where(i)}: the image\'s name is empty'
     for i in np.flatnonzero(pc.match_substring_regex(images, _LEAVES).to_numpy()): lines[int(i)] = f'{where(i)}: "{images[i].as_py()[:200]}" leads out of the dataset\'s folder: name images below it'
-    stems = pc.replace_substring_regex(images, r'\.[^./]+$', '')
-    hashes = np.concatenate([np.fromiter(map(hash, o.to_pylist()), np.int64, len(o)) for o in stems.chunks] or [np.empty(0, np.int64)])
+    stem = lambda o: pc.replace_substring_regex(o, r'\.[^./]+$', '')
+    hashes = np.concatenate([np.fromiter(map(hash, stem(o).to_pylist()), np.int64, len(o)) for o in images.chunks] or [np.empty(0, np.int64)])
     order = np.argsort(hashes, kind='stable')
     for at in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]):
         a, b = int(order[at]), int(order[at + 1])
-        if stems[a] == stems[b] and b not in lines:
+        if stem(images[a]) == stem(images[b]) and b not in lines:
             lines[b] = f'{where(b)}: "{images[b].as_py()[:200]}" ' + ('is listed twice (see also row ' + str(table['row'][a].as_py()) + '): keep one' if images[a] == images[b] else f'would give its results the name of "{images[a].as_py()[:200]}": rename one')
     return lines
 
@@ -356,8 +389,10 @@ def build_index(
     try: write_whole(folder/'index.arrow', write)
     except OSError as e: raise InputError(f'{source}: its index cannot be made ({first_line(e)}): see whether {folder.parent} can be written to; $DALNET_CACHE names another folder') from None
     lines = _unusable(open_table(folder), what)
-    about = dict(source=str(source), tags=list(ids), problems=problems + list(lines.values()), left_out=sorted(lines))
+    problems = [' '.join(o.splitlines()) for o in problems + list(lines.values())]
+    about = dict(source=str(source), tags=list(ids), problems=problems, left_out=sorted(lines))
     write_whole(folder/'about.json', lambda o: o.write_text(json.dumps(about)))
+    pa.default_memory_pool().release_unused()
     return folder
 
 def open_table(

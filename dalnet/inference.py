@@ -157,11 +157,14 @@ def predict_maps(
     return Maps(logits.sigmoid(), probs, normalize_cam(cams[None], min_max=True)[0])
 
 def limit_to_tags(
-    probs:Tensor, # (C+1,H,W)
-    tags:Tensor # (C,) in {0,1}
+    probs:Tensor, # (C+1,H,W), of an image whose tags nobody has told
+    tags:Tensor, # (C,) in {0,1}, the tags that it has
+    belief:Tensor|None=None, # (C,) probability of each tag before it was told, e.g. `Maps.tags`; None = as if all had been certain
+    floor:float=.02 # a belief below this counts as this
 )->Tensor: # (C+1,H,W), classes without a tag are 0
-    "Leave the background and the tagged classes in the race"
-    probs = probs*F.pad(tags, (1, 0), value=1.)[:, None, None]
+    "What the probabilities become when the tags are known: Bayes' rule"
+    told = tags if belief is None else tags/belief.clamp(min=floor)
+    probs = probs*F.pad(told, (1, 0), value=1.)[:, None, None]
     return probs/probs.sum(0).clamp(min=1e-12)
 
 # %% ../nbs/12_inference.ipynb #163821e7
@@ -266,7 +269,7 @@ class Predictor:
         picture = as_image(x)
         image = EvalTransform(self.long_side or None)(picture)['image'].to(self.device)
         maps = predict_maps(self.model, image, self.scales, self.flip, self.tile)
-        if tags is not None: maps.probs = limit_to_tags(maps.probs, self._tags(tags))
+        if tags is not None: maps.probs = limit_to_tags(maps.probs, self._tags(tags), maps.tags)
         if self.crf:
             image = F.interpolate(image[None], maps.probs.shape[-2:], mode='bilinear', align_corners=False, antialias=True)[0].clamp(0, 1)
             maps.probs = dense_crf(image, maps.probs, self.crf)
@@ -371,6 +374,7 @@ class _Labeller:
             with torch.inference_mode(): maps, _ = multi_scale_cam(self.model, image, o['scales'], o['flip'])
             label = refine_labels(self.par, 255*image, maps, tags, o['high'], o['low'])
             label = F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
+            if not (self.out/f'{name}.png').resolve().is_relative_to(self.out.resolve()): raise InputError(f'"{name}" leads out of the folder for results: rename the image')
             write_whole(self.out/f'{name}.png', lambda path: save_mask(label, path))
         except InputError as e: return str(e)
         except (OSError, RuntimeError, MemoryError, ValueError) as e: return f'{self.dataset.names[i]}: not labelled ({first_line(e)}): see whether it is too large, or the disk full'
@@ -401,7 +405,7 @@ def pseudo_label_files(
     options = dict(scales=list(scales), flip=flip, high=config.high if high is None else high, low=config.low if low is None else low)
     if not 0 <= options['low'] <= options['high'] <= 1: raise InputError(f'thresholds low {options["low"]} and high {options["high"]}: give numbers from 0 to 1, low not above high')
     dataset = open_dataset(data or config.data, split or ('' if data else config.split), tags or ('auto' if data else config.tags), EvalTransform(config.long_side), image_root='' if data else config.image_root,
-                           classes=tuple(model.names), allow_untagged=config.allow_untagged, skip_bad=config.skip_bad)
+                           classes=tuple(model.names), allow_untagged=config.allow_untagged, skip_bad=config.skip_bad, sbd='' if data else config.sbd)
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {checkpoint}: give data with the same classes')
     about = dict(weights=f'{zlib.crc32((Path(checkpoint)/"model.safetensors").read_bytes()):08x}', tags=str(tags or config.tags), classes=['background', *dataset.classes], **options)
     record = out/'settings.json'

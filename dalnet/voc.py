@@ -43,13 +43,20 @@ def find_sbd(
     return next((o for o in places if (o/'cls').is_dir()), None)
 
 # %% ../nbs/00g_voc.ipynb #e7d13c5f
+def _names(path):
+    "The names in a list, none of which leads out of the dataset's folder"
+    names = read_lines(path, numbered=True)
+    for number, name in names:
+        if '..' in name.split('/') or name.startswith('/'): raise InputError(f'{path}, line {number}: "{name}" leads out of the dataset\'s folder: name images below JPEGImages')
+    return [o for _, o in names]
+
 def build_train_aug(
     root:Path, # the year folder
     sbd:Path|None=None # the original SBD; None = names are those of SegmentationClassAug
 )->list[str]: # names in alphabetical order
     "The training images of VOC and SBD together, without VOC's validation images"
-    train, val = (set(read_lines(root/f'ImageSets/Segmentation/{o}.txt')) for o in ('train', 'val'))
-    if sbd: extra = {name for o in ('train', 'val') for name in read_lines(sbd/f'{o}.txt')}
+    train, val = (set(_names(root/f'ImageSets/Segmentation/{o}.txt')) for o in ('train', 'val'))
+    if sbd: extra = {name for o in ('train', 'val') for name in _names(sbd/f'{o}.txt')}
     elif (root/'SegmentationClassAug').is_dir(): extra = {o[:-4] for o in os.listdir(root/'SegmentationClassAug') if o.endswith('.png')}
     else: raise InputError(f'{root}: train_aug needs SBD: put SegmentationClassAug there or benchmark_RELEASE beside it, or choose --split train (1,464 images)')
     return sorted((train | extra) - val)
@@ -66,10 +73,8 @@ def read_split(
         if not path.parent.is_dir(): raise InputError(f'{path.parent}: no such folder: give the devkit\'s year folder, e.g. VOCdevkit/VOC2012')
         known = ', '.join(sorted(o.stem for o in path.parent.glob('*.txt'))) or 'none'
         raise InputError(f'{path}: no such split: there are {known}')
-    names = read_lines(path)
+    names = _names(path)
     if not names: raise InputError(f'{path}: the list is empty: put one image name on each line')
-    for number, name in enumerate(names, 1):
-        if '..' in name.split('/') or name.startswith('/'): raise InputError(f'{path}, image {number}: "{name}" leads out of the dataset\'s folder: name images below JPEGImages')
     if (twice := len(names) - len(set(names))): raise InputError(f'{path}: {twice} images are listed twice, one is {next(o for i, o in enumerate(names) if o in names[:i])}: name each once')
     return names
 
@@ -104,7 +109,7 @@ def _rows_from_lists(root, split, classes):
     for c, cls in enumerate(classes):
         path = folder/f'{cls}_{part}.txt'
         if not path.is_file(): raise InputError(f'{path}: no tag list for class "{cls}": add it, or choose tags="xml"')
-        for number, line in enumerate(read_lines(path), 1):
+        for number, line in read_lines(path, numbered=True):
             name, _, value = line.rpartition(' ')
             if value not in ('1', '-1', '0'): raise InputError(f'{path}, line {number}: expected "NAME 1" or "NAME -1", found "{line[:60]}"')
             table.setdefault(name.strip(), np.full(len(classes), 255, np.uint8))[c] = value != '-1'
@@ -135,20 +140,12 @@ def read_onehot(
             major, _ = np.lib.format.read_magic(f)
             _, _, dtype = np.lib.format.read_array_header_1_0(f) if major == 1 else np.lib.format.read_array_header_2_0(f)
             if not dtype.hasobject: raise pickle.UnpicklingError('it is a plain array without image names')
-            table = {str(k).replace('_', '').removesuffix('.jpg'): np.asarray(v).astype(np.uint8) for k, v in _ArrayUnpickler(f).load().item().items()}
+            table = {str(k).replace('_', '').removesuffix('.jpg'): np.asarray(v) for k, v in _ArrayUnpickler(f).load().item().items()}
+            if (odd := [k for k, v in table.items() if not np.isin(v, (0, 1)).all()]): raise ValueError(f'image {odd[0]} has numbers other than 0 and 1')
     except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}): give the path of the one-hot .npy') from None
     except Exception as e: raise InputError(f'{path}: not a dictionary of one-hot tags ({first_line(e)}): '
                                             'use the published file, or the XML annotations') from None
-    return table
-
-def _tags_from_onehot(path, names, classes):
-    "Tags from a published one-hot file, which writes the names without their underscore, as numbers"
-    table = read_onehot(path)
-    try: rows = [table[o.replace('_', '')] for o in names]
-    except KeyError as e: raise InputError(f'{path}: no tags for image {e.args[0]}: take it off the list, or choose another tag source') from None
-    if (bad := [o for o, r in zip(names, rows) if r.shape != (len(classes),)]):
-        raise InputError(f'{path}: image {bad[0]} has tags of shape {table[bad[0].replace("_", "")].shape}, expected ({len(classes)},)')
-    return np.stack(rows)
+    return {k: v.astype(np.uint8) for k, v in table.items()}
 
 # %% ../nbs/00g_voc.ipynb #6fddfeba
 def _rows_from_onehot(path, split, classes):
@@ -209,6 +206,7 @@ class VOCDataset(ImageDataset):
             if not rows[i].any() and not allow_untagged: raise InputError(f'{names[i]}: the image has no tag: tag it, take it off the list {self.split}, or allow untagged images')
             check_image(path)
             if masks and (mask := self.mask_path(names[i])).suffix == '.png': _check_png(mask)
+        if not names: raise InputError(f'{self.root}: {self.split} has no images')
         good, self.skipped = keep_good(names, check, skip_bad)
         self.names, self.tags = [names[i] for i in good], np.stack([rows[i] for i in good])
 

@@ -1,5 +1,5 @@
 "Hostile and broken data: it works, or it is one line that names file and row; and nothing is written into the user's folder"
-import json, os, shutil, subprocess, sys, zlib
+import json, shutil, subprocess, sys, zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -87,10 +87,10 @@ def test_damaged_in_the_middle_is_found_when_it_is_loaded(mine):
 
 
 def test_hundred_megapixels(mine):
-    path = mine.parent/'big.png'
+    path = mine.parent/'large.png'
     Image.new('1', (10_000, 10_000)).save(path)
     Image.new('L', (10_000, 10_000), 77).save(mine.parent/'big.jpg')
-    ds = TaggedImageDataset(table(mine.parent, 'image,tags\nbig.jpg,cat\nbig.png,dog\n'), transform=TrainTransform(64, (.5, 1.), 100))
+    ds = TaggedImageDataset(table(mine.parent, 'image,tags\nbig.jpg,cat\nlarge.png,dog\n'), transform=TrainTransform(64, (.5, 1.), 100))
     assert [o['image'].shape for o in ds] == [(3, 64, 64)]*2
     done = subprocess.run([sys.executable, '-W', 'error', '-c', f'from dalnet.data import load_image; print(load_image({str(path)!r}).size)'], capture_output=True, text=True)
     assert done.stdout.strip() == '(10000, 10000)', done.stderr                       # no warning, which -W would turn into an error
@@ -138,7 +138,7 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ('o
 from dataclasses import replace
 from dalnet.training import PRESETS, train
 train(replace(PRESETS['demo'], data={str(mine)!r}, mask_folder={str(tmp_path/'masks')!r}, out={str(tmp_path/'run')!r}, iterations=2, batch_size=2, save_every=2))
-assert any(o.endswith('a.jpg') for o in opened) and not any('masks' in o for o in opened), opened
+assert any(o.endswith('a.jpg') for o in opened) and not any({str(tmp_path/'masks')!r} in o for o in opened), opened
 '''
     done = subprocess.run([sys.executable, '-c', spy], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -159,8 +159,8 @@ def runs(h, w): return dict(size=[h, w], counts=rle.encode(np.asfortranarray(np.
 
 
 @pytest.mark.parametrize('annotations, words', [
-    ([dict(segmentation=runs(32, 24))], 'drawn for 24x32'), ([dict(segmentation=dict(size=[24, 32], counts=[5, 3]))], 'annotation 1'),
-    ([dict(segmentation=dict(size=[24, 32], counts='§§'))], 'annotation 1'), ([dict(segmentation=[[1, 2, 3]])], 'annotation 1'), ([dict(segmentation='x')], 'annotation 1'),
+    ([dict(segmentation=runs(32, 24))], 'drawn for 24x32'), ([dict(segmentation=dict(size=[24, 32], counts=[5, 3]))], '8 pixels'),
+    ([dict(segmentation=dict(size=[24, 32], counts='§§'))], 'annotation 1'), ([dict(segmentation=runs(20, 32) | dict(size=[24, 32]))], '640 pixels'), ([dict(segmentation=runs(32, 32) | dict(size=[24, 32]))], '1024 pixels'), ([dict(segmentation=[[1, 2, 3]])], 'annotation 1'), ([dict(segmentation='x')], 'annotation 1'),
     ([dict(category_id=2)], 'category 2'), ([dict(image_id=7)], 'image 7')])
 def test_coco_annotations(tmp_path, annotations, words):
     root = coco(tmp_path/'coco', annotations + [dict(image_id=2)], ({}, {}))
@@ -232,7 +232,7 @@ def test_forms_of_a_table(mine):
     ('image,tags\na.jpg,cat\nb.jpg,cat,dog\n', 'row 3: 3 fields'), ('image,tags\na.jpg,cat\nb.jpg\n', 'row 3: 1 fields'), ('image,tags\na.jpg,cat\n,dog\n', 'row 3'),
     ('image,tags\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n', 'row 4'), ('image,tags\na.jpg,cat\nb.jpg,;;\n', 'b.jpg'), (b'image,tags\na.jpg,c\xe4t\n', 'UTF-8'),
     ('image,tags\na.jpg,cat\n' + 'x'*10_000 + '.jpg,dog\n', 'cannot be opened'), (b'\x89PNG\r\n\x1a\n\x00\x00', 'tags.csv'), ('image,tags\n"a.jpg,cat\n', 'tags.csv')])
-def test_broken_tables(mine, text, words): one_line(lambda: TaggedImageDataset(table(mine.parent, text)), 'tags.csv' if 'open' not in words else '.jpg', words)
+def test_broken_tables(mine, text, words): one_line(lambda: TaggedImageDataset(table(mine.parent, text)), 'tags.csv', words)
 
 
 @pytest.mark.parametrize('name, text', [('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n{"image": '), ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n[1]\n'), ('x.jsonl', '{"image": "a.jpg", "tags": {"a": 1}}'),
