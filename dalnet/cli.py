@@ -83,7 +83,8 @@ def parse_config(
 def _eval_data(config, split, data=None, tags=None, mask_folder=None, classes=None, masks=True):
     "The images and masks of a split, as a run's settings bring them to size; another dataset than the run's has its own tags and folders"
     tags, root = tags or ('auto' if data else config.tags), '' if data else config.image_root
-    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=True, skip_bad=config.skip_bad, sbd='' if data else config.sbd, part='val', show=progress)
+    keep = dataset_kind(data or config.data) != 'coco'                     # COCO is scored on its 40,137 images with objects
+    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=keep, skip_bad=config.skip_bad, sbd='' if data else config.sbd, part='val', show=progress)
 
 def _scored_data(config, args, classes):
     "What to score after training, if anything"
