@@ -9,7 +9,7 @@ __all__ = ['CHECK_FILES', 'below', 'TaggedImageDataset', 'random_table', 'openin
 import json, os, subprocess, sys
 from collections.abc import Sequence
 from pathlib import Path
-import numpy as np
+import numpy as np, pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 from .dataset import ImageDataset, check_classes, keep_good, read_classes
@@ -66,10 +66,12 @@ class TaggedImageDataset(ImageDataset):
         look = np.arange(len(self.kept)) if len(self.kept) <= CHECK_FILES else np.flatnonzero(np.diff(self.tags.indptr) == 0)  # of many, those without a tag
         good, bad = keep_good(look, lambda i: self._check(int(look[i]), allow_untagged), skip_bad)
         if bad: self._keep(np.setdiff1d(np.arange(len(self.kept)), np.delete(look, good)), bad)
+        del table
+        pa.default_memory_pool().release_unused()
 
     def _keep(self, good, bad):
         "Leave images out"
-        self.kept, self.tags, self.skipped = self.kept[good], self.tags[good], self.skipped + bad
+        self.kept, self.tags, self.skipped = np.asarray(self.kept)[good], self.tags[good], self.skipped + bad
         self._connect()
 
     def _choose(self, table, split, part, left_out):
@@ -80,8 +82,8 @@ class TaggedImageDataset(ImageDataset):
         wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else '')
         if wanted == 'val': wanted = next((o for o in ('val', 'validation', 'valid') if o in given), wanted)
         if given and wanted not in given: raise InputError(f'{self.source}: no such split "{wanted}": there are {", ".join(sorted(map(repr, given)))}')
-        rows = np.arange(len(table), dtype=np.int32) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy())
-        rows = rows[~np.isin(rows, left_out)] if left_out else rows
+        rows = range(len(table)) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy()).astype(np.int32)
+        rows = np.setdiff1d(np.asarray(rows, np.int32), left_out) if left_out else rows
         self.split = wanted or 'all'
         if not len(rows): raise InputError(f'{self.source}: no images' + (f' in split "{wanted}"' if wanted else '') + ': a table needs a row for each image, a folder a folder for each class')
         return rows
