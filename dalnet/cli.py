@@ -18,7 +18,10 @@ from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_s
 from .evaluation import evaluate_cams, evaluate_segmentation
 from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
 from .tagged import CHECK_FILES, opening_cost, random_table
-from .training import PRESETS, Checkpoint, TrainConfig, progress, read_log, resolve_device, train, training_data
+from .checkpoint import Checkpoint
+from .config import PRESETS, TrainConfig
+from .processes import progress, resolve_device
+from .training import read_log, train, training_data
 from .voc import voc_report
 
 # %% ../nbs/15_cli.ipynb #f4799be1

@@ -16,7 +16,7 @@ from .cam import multi_scale_cam
 from .data import IGNORE
 from .inference import dense_crf, label_at, limit_to_tags, predict_maps
 from .model import DALNet
-from .training import progress
+from .processes import progress
 
 # %% ../nbs/13_evaluation.ipynb #fed018db
 class ConfusionMatrix:

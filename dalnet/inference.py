@@ -25,7 +25,9 @@ from .images import upright_size
 from .lattice import PermutohedralLattice, bilateral_features, position_features
 from .model import DALNet
 from .refine import PAR, refine_labels
-from .training import Checkpoint, TrainConfig, progress, resolve_device
+from .checkpoint import Checkpoint
+from .config import TrainConfig
+from .processes import progress, resolve_device
 
 # %% ../nbs/12_inference.ipynb #28dc54de
 def _normalised(lattice):

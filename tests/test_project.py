@@ -3,7 +3,7 @@ import ast, configparser, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = 'images shapes transforms dataset index tagged voc coco data text encoder cam masks gia lea refine lattice segment model training inference evaluation figures cli'.split()
+ORDER = 'images shapes transforms dataset index tagged voc coco data text encoder cam masks gia lea refine lattice segment model config processes checkpoint watch training inference evaluation figures cli'.split()
 
 
 def test_modules_import_only_from_rows_above():
