@@ -17,6 +17,7 @@ from timm.layers import HybridEmbed, freeze_batch_norm_2d, resample_abs_pos_embe
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from .data import InputError, first_line
 
 # %% ../nbs/02_encoder.ipynb #a1adca11
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
         if is_hybrid: self.vit = _build_hybrid(name.removeprefix('hybrid:'), pretrained, **dict(depth=4, dim=384, heads=6, layer_scale=.1, final_norm=True, img_size=224) | hybrid | shared)
         else: self.vit = _build(name, pretrained, dynamic_img_size=True, **shared, **options)
         if not isinstance(self.vit, VisionTransformer): raise InputError(f'encoder "{name}" is a {type(self.vit).__name__}, not a timm VisionTransformer: choose a vit_* or deit_* model')
-        self.dim, self.patch_size = self.vit.embed_dim, self.vit.patch_embed.feat_ratio()
+        self.dim, self.patch_size, self.grad_checkpointing = self.vit.embed_dim, self.vit.patch_embed.feat_ratio(), False
         for key in ('mean', 'std'): self.register_buffer(key, torch.tensor(self.vit.pretrained_cfg[key]).view(1, 3, 1, 1), persistent=False)
 
     def _tokens(self, image):
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
         x, grid = self._tokens(image)
         x = inter = self.vit.norm_pre(x)
         for number, block in enumerate(self.vit.blocks, 1):
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
             if number == len(self.vit.blocks) - 2: inter = x
         x, n = self.vit.norm(x), self.vit.num_prefix_tokens
         as_map = lambda o: o[:, n:].transpose(1, 2).unflatten(2, grid)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from .cam import multi_scale_cam
 from .data import IGNORE
-from .inference import dense_crf, label_at, limit_to_tags, predict_maps
+from .inference import PATIENCE, dense_crf, label_at, limit_to_tags, predict_maps
 from .model import DALNet
-from .processes import progress
+from .processes import add_up, progress, resolve_device, share, together
 
 # %% ../nbs/13_evaluation.ipynb #fed018db
 class ConfusionMatrix:
@@ -122,6 +122,11 @@ def _scores(sweep, fixed, names):
     return CamScores(('background', *names), miou, fixed, best, matrices[fixed].iou().tolist(), matrices[best].iou().tolist())
 
 # %% ../nbs/13_evaluation.ipynb #16455dc4
+def _my_items(dataset):
+    "The items of this process's share, with progress"
+    mine = share(len(dataset))
+    return progress(torch.utils.data.DataLoader(dataset, sampler=mine, batch_size=None, num_workers=0), len(mine))
+
 @torch.inference_mode()
 def evaluate_cams(
     model:Callable, # anything that `multi_scale_cam` takes; it gives (final, intermediate) activations, or final ones only
@@ -135,14 +140,16 @@ def evaluate_cams(
     "Score the final and the intermediate CAMs of a model, knowing the true tags"
     if fixed not in thresholds: raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
     if isinstance(model, torch.nn.Module): model.eval()
+    resolve_device(device, PATIENCE)                                     # joins the other processes, if that has not been done
     sweeps = {k: ThresholdSweep(len(dataset.classes) + 1, thresholds) for k in ('cam', 'inter')}
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
-    for item in progress(loader, len(dataset)):
+    for item in _my_items(dataset):
         image, tags, target = (item[k][None].to(device) for k in ('image', 'tags', 'mask'))
         found = multi_scale_cam(model, image, scales, flip)
         for key, maps in zip(sweeps, (found,) if torch.is_tensor(found) else found):
             if maps.shape[-2:] != target.shape[-2:]: maps = F.interpolate(maps, target.shape[-2:], mode='bilinear', align_corners=False)
             sweeps[key].update(maps, tags, target)
+    with together():
+        for o in sweeps.values(): o.counts = add_up(o.counts)
     return {k: _scores(o, fixed, dataset.classes) for k, o in sweeps.items() if o.counts.any()}
 
 # %% ../nbs/13_evaluation.ipynb #c92c8eda
@@ -174,9 +181,9 @@ def evaluate_segmentation(
 )->SegScores:
     "Score the segmentation, free and limited to the true tags"
     if isinstance(model, torch.nn.Module): model.eval()
-    matrices = {}
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
-    for item in progress(loader, len(dataset)):
+    resolve_device(device, PATIENCE)                                     # joins the other processes, if that has not been done
+    matrices = {f'{k}{t}': ConfusionMatrix(len(dataset.classes) + 1) for t in ('', ', tags') for k in ('single', 'multi', 'crf')[:3 if crf else 2]}
+    for item in _my_items(dataset):
         image, tags, target = (item[k].to(device) for k in ('image', 'tags', 'mask'))
         maps = {'single': predict_maps(model, image, (1.,), False, tile), 'multi': predict_maps(model, image, scales, flip, tile)}
         found = {k: o.probs for k, o in maps.items()} | {f'{k}, tags': limit_to_tags(o.probs, tags, o.tags) for k, o in maps.items()}
@@ -184,6 +191,7 @@ def evaluate_segmentation(
         if crf:
             if image.shape[-2:] != multi.shape[-2:]: image = F.interpolate(image[None], multi.shape[-2:], mode='bilinear', align_corners=False, antialias=True)[0]
             found |= {k.replace('multi', 'crf'): dense_crf(image, found[k], crf) for k in ('multi', 'multi, tags')}
-        for k, probs in found.items(): matrices.setdefault(k, ConfusionMatrix(len(dataset.classes) + 1)).update(label_at(probs, target.shape), target)
-    order = [f'{k}{t}' for t in ('', ', tags') for k in ('single', 'multi', 'crf') if f'{k}{t}' in matrices]
-    return SegScores(('background', *dataset.classes), {k: matrices[k].iou().tolist() for k in order})
+        for k, probs in found.items(): matrices[k].update(label_at(probs, target.shape), target)
+    with together():
+        for o in matrices.values(): o.counts = add_up(o.counts)
+    return SegScores(('background', *dataset.classes), {k: o.iou().tolist() for k, o in matrices.items()})

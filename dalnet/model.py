@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'pool_logits', 'DALNetOutput', 'Inference', 'DALNet', 'PseudoLabels', 'pseudo_labels', 'losses',
-           'total_loss']
+           'total_loss', 'label_counts', 'denominators']
 
 # %% ../nbs/10_model.ipynb #643414a3
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from .encoder import Encoder
 from .gia import gia_loss, local_loss
 from .lea import lea_loss
 from .masks import box_share, object_mask, split_foreground
-from .refine import PAR, ptc_loss, refine_labels
-from .segment import DenseEnergyLoss, SegHead, seg_loss
+from .refine import PAR, pair_counts, ptc_loss, refine_labels
+from .segment import DenseEnergyLoss, SegHead, pixel_counts, seg_loss
 from .text import TextEmbeddings
 
 # %% ../nbs/10_model.ipynb #a1a227cc
@@ -60,6 +60,8 @@ class Inference(NamedTuple):
     inter_activation:Tensor # (B,C,h,w) ReLU(A) of the intermediate features
 
 # %% ../nbs/10_model.ipynb #c0332a02
+def _float(x): return x.to(torch.promote_types(x.dtype, torch.float32))  # out of autocast's 16 bits
+
 class DALNet(nn.Module):
     "Dense Alignment Learning Network: classification, dual image-text alignment and segmentation (Figure 2)"
     def __init__(self,
@@ -103,7 +105,7 @@ class DALNet(nn.Module):
 
     @torch.no_grad()
     def _activations(self, patch, inter):
-        return cam(patch, self.head.weight, normalize=False), cam(inter, self.inter_head.weight, normalize=False)
+        return tuple(_float(cam(f, head.weight, normalize=False)) for f, head in ((patch, self.head), (inter, self.inter_head)))
 
     def activations(self,
         image:Tensor # (B,3,H,W) in [0,1]
@@ -131,7 +133,7 @@ class PseudoLabels:
 @torch.no_grad()
 def pseudo_labels(
     model:DALNet, # gives the CAMs of the other scales
-    out:DALNetOutput, # of the same images
+    activations:tuple, # of the same images at scale 1: `DALNetOutput.activations`
     image:Tensor, # (B,3,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1), the part of a padded crop that is image
@@ -142,14 +144,19 @@ def pseudo_labels(
     low:float=.25 # at or below: background
 )->PseudoLabels:
     "Labels of patches and of pixels from the CAMs of the tagged classes"
-    with torch.inference_mode(): final, inter = multi_scale_cam(model, image, scales, flip, known=out.activations)
-    image, (H, W), (h, w) = 255*image, image.shape[-2:], out.patch.shape[-2:]
+    with torch.inference_mode(): final, inter = multi_scale_cam(model, image, scales, flip, known=activations)
+    image, (H, W), (h, w) = 255*image, image.shape[-2:], activations[1].shape[-2:]
     box = None if roi is None else (roi*torch.tensor([h/H, h/H, w/W, w/W], device=roi.device)).round().long()
-    patch = cam_to_label(F.interpolate(inter, (h, w), mode='bilinear', align_corners=False), tags, high, low, box)
-    return PseudoLabels(image, roi, patch, refine_labels(par, image, final, tags, high, low, roi) if par else None)
+    with torch.autocast(image.device.type, enabled=False):
+        patch = cam_to_label(F.interpolate(inter, (h, w), mode='bilinear', align_corners=False), tags, high, low, box)
+        return PseudoLabels(image, roi, patch, refine_labels(par, image, final, tags, high, low, roi) if par else None)
 
 # %% ../nbs/10_model.ipynb #7558988f
 WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, seg=.1, reg=.05, local=1.)  # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p; Eq. 8 as ToCo weighs it
+
+def _full_precision(out):
+    "The output with every tensor in float32 or better"
+    return replace(out, **{f.name: _float(v) for f in fields(out) if torch.is_tensor(v := getattr(out, f.name))})
 
 def losses(
     out:DALNetOutput, # of `DALNet.forward`
@@ -161,20 +168,23 @@ def losses(
     similarity:str='map', # Eq. 3's logarithm of a cosine: "map" or "clamp"
     tag_reduce:str='sum', # Eq. 4 with several tags: "sum" or "mean"
     pseudo:PseudoLabels|None=None, # for "ptc", and for "seg" and "reg" if it labels pixels
-    energy:DenseEnergyLoss|None=None # for "reg"; None = `DenseEnergyLoss()`
+    energy:DenseEnergyLoss|None=None, # for "reg"; None = `DenseEnergyLoss()`
+    counts:Tensor|None=None # (4,) of `denominators`, where these images are part of a larger step; None = they are all
 )->dict[str,Tensor]: # "cls", "inter", "im", "ex", and where there is what they need "local", "ptc", "seg", "reg" -> unweighted scalar
-    "The terms of Eq. 7 and 8 by name"
-    terms = dict(
-        cls=lambda: F.multilabel_soft_margin_loss(out.logits, tags),
-        inter=lambda: F.multilabel_soft_margin_loss(out.inter_logits, tags),
-        im=lambda: gia_loss(out.cls, out.text_fg, out.text_bg, tags, cross, similarity),
-        ex=lambda: lea_loss(out.patch_fg, out.patch_bg, out.text_fg, out.text_bg, tags, lam, tau, cross, tag_reduce))
-    if out.local is not None: terms['local'] = lambda: local_loss(out.local, out.inside, out.text_fg, out.text_bg, tags, cross, similarity)
-    if pseudo: terms['ptc'] = lambda: ptc_loss(out.patch, pseudo.patch)
-    if pseudo and pseudo.pixel is not None:
-        seg = F.interpolate(out.seg, pseudo.pixel.shape[-2:], mode='bilinear', align_corners=False)
-        terms |= dict(seg=lambda: seg_loss(seg, pseudo.pixel), reg=lambda: (energy or DenseEnergyLoss())(pseudo.image, seg, pseudo.pixel, pseudo.roi))
-    return {k: term() for k, term in terms.items() if (WEIGHTS | (weights or {}))[k]}
+    "The terms of Eq. 7 and 8 by name, in float32 also where autocast is on"
+    with torch.autocast(tags.device.type, enabled=False):
+        out, pairs, pixels = _full_precision(out), *((None, None) if counts is None else counts.split(2))
+        terms = dict(
+            cls=lambda: F.multilabel_soft_margin_loss(out.logits, tags),
+            inter=lambda: F.multilabel_soft_margin_loss(out.inter_logits, tags),
+            im=lambda: gia_loss(out.cls, out.text_fg, out.text_bg, tags, cross, similarity),
+            ex=lambda: lea_loss(out.patch_fg, out.patch_bg, out.text_fg, out.text_bg, tags, lam, tau, cross, tag_reduce))
+        if out.local is not None: terms['local'] = lambda: local_loss(out.local, out.inside, out.text_fg, out.text_bg, tags, cross, similarity)
+        if pseudo: terms['ptc'] = lambda: ptc_loss(out.patch, pseudo.patch, pairs)
+        if pseudo and pseudo.pixel is not None:
+            seg = F.interpolate(out.seg, pseudo.pixel.shape[-2:], mode='bilinear', align_corners=False)
+            terms |= dict(seg=lambda: seg_loss(seg, pseudo.pixel, pixels), reg=lambda: (energy or DenseEnergyLoss())(pseudo.image, seg, pseudo.pixel, pseudo.roi))
+        return {k: term() for k, term in terms.items() if (WEIGHTS | (weights or {}))[k]}
 
 def total_loss(
     terms:dict[str,Tensor], # of `losses`
@@ -182,3 +192,18 @@ def total_loss(
 )->Tensor: # scalar
     "The weighted sum of Eq. 7 and 8"
     return sum((WEIGHTS | (weights or {}))[k]*v for k, v in terms.items())
+
+# %% ../nbs/10_model.ipynb #e258f073
+def label_counts(
+    pseudo:PseudoLabels # of one part of a step
+)->Tensor: # (4,) int64: pairs of patches with one label and with two, background pixels, and pixels of some class
+    "What the patch contrast and the cross-entropy average over"
+    none = pseudo.patch.new_zeros(2)
+    return torch.cat([pair_counts(pseudo.patch), none if pseudo.pixel is None else pixel_counts(pseudo.pixel)])
+
+def denominators(
+    counts:Tensor, # (4,) of `label_counts`, added up over all parts
+    parts:int # how many there are, of equal size
+)->Tensor: # (4,) float64
+    "What each part divides by, so that the mean over parts is the loss of the whole"
+    return torch.cat([counts[:2] + 1, counts[2:].clamp(min=1)]).double()/parts

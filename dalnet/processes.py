@@ -23,9 +23,10 @@ def resolve_device(
 )->str: # "auto" is the GPU if there is one; of several processes on a machine each gets its own
     "The device that a setting means; joins the processes that a launcher started"
     if name == 'cuda' and not torch.cuda.is_available(): raise InputError('device cuda: PyTorch finds no GPU here: choose "cpu" or "auto"')
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: return str(PartialState(cpu=name == 'cpu', timeout=timedelta(seconds=timeout)).device)
-    if name != 'auto': return name
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return name
+    state = PartialState(cpu=name == 'cpu', timeout=timedelta(seconds=timeout))
+    return name if name == 'cpu' else str(state.device)
 
 def place()->tuple[int,int]: # number of this process, from 0, and how many there are
     "Which process this is"

@@ -1,0 +1,317 @@
+"Settings that are wrong in every way, and files of settings as people, editors and accidents leave them"
+import json
+import math
+import os
+import random
+import stat
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+import pytest
+import tomlkit
+from fastcore.docments import docments
+from dalnet.config import FREE, PRESETS, TrainConfig, config_from, config_toml, differences, read_config, write_config
+from dalnet.data import EvalTransform, InputError
+
+KINDS = {kind: [f.name for f in fields(TrainConfig) if f.type is kind] for kind in (bool, int, float, str, tuple, dict)}
+WRONG = {bool: [0, 1, 'true', None, 1., [], np.True_], int: [True, 1., '1', None, [1], math.inf, 1j], float: [True, '1', None, [1.], math.inf, -math.inf, math.nan, 10**400, Decimal(1), 1j, np.float32('nan')],
+         str: [1, True, None, b'a', ['a'], 'a\0b'], tuple: ['1,2', 1, None, {1}, ['1'], [True], [math.nan], [None], [[1]], np.ones(2)],
+         dict: ['{}', [], None, 1, {1: 'a'}, dict(a=None), dict(a=math.nan), dict(a={1}), dict(a=[None]), dict(a={2: 3}), dict(a='\0')]}
+
+
+def error(f, *words):
+    "The one line that `f` is refused with; `words` are in it"
+    with pytest.raises(InputError) as e: f()
+    line = str(e.value)
+    assert line and '\n' not in line and '\r' not in line and len(line) < 700, line
+    for word in words: assert str(word) in line, line
+    return line
+
+
+def file_error(path, content, *words):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return error(lambda: read_config(path), path.name, *words)
+
+
+# types
+
+def test_every_field_has_a_known_kind():
+    assert sorted(sum(KINDS.values(), [])) == sorted(f.name for f in fields(TrainConfig))
+    docs = docments(TrainConfig)
+    assert not [f.name for f in fields(TrainConfig) if not docs[f.name]]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_wrong_types(kind):
+    for name in KINDS[kind]:
+        for value in WRONG[kind]:
+            error(lambda: TrainConfig(**{name: value}), f'setting {name}: ', ' is wanted, found ')
+
+
+def test_an_endless_table_is_refused():
+    loop = {}
+    loop['a'] = loop
+    error(lambda: TrainConfig(encoder_options=loop), 'setting encoder_options')
+
+
+def test_conversions_that_lose_nothing():
+    config = TrainConfig(lr=np.float32(.5), iterations=np.int64(7), weight_im=1, test_scales=[1, np.float64(.5)], show_at=[np.int32(3)], data=Path('a')/'b', tau=Fraction(1, 4), encoder_options=dict(img_size=(8, 8)))
+    assert asdict(config) | dict(lr=.5, iterations=7, weight_im=1., test_scales=(1., .5), show_at=(3,), data=os.path.join('a', 'b'), tau=.25, encoder_options=dict(img_size=[8, 8])) == asdict(config)
+    for name, kind in dict(lr=float, iterations=int, weight_im=float, tau=float, data=str).items(): assert type(getattr(config, name)) is kind, name
+    assert [type(o) for o in config.test_scales + config.show_at] == [float, float, int]
+    json.dumps(asdict(config))
+
+
+def test_settings_share_nothing():
+    options = dict(depth=2, inner=[1])
+    a = TrainConfig(encoder_options=options)
+    b = replace(a)
+    options['inner'].append(2), a.encoder_options['inner'].append(3)
+    assert (a.encoder_options['inner'], b.encoder_options['inner']) == ([1, 3], [1])
+
+
+# ranges and contradictions
+
+@pytest.mark.parametrize('name,value', [
+    *[(n, 0) for n in 'iterations batch_size crop local_size width seg_width seg_dilation save_every log_every keep accumulate timeout lr tau scale_min power head_lr_ratio'.split()],
+    *[(n, -1) for n in 'warmup seed workers long_side seg_start local_crops score_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low'.split()],
+    ('seed', 2**63), ('beta', 1.1), ('blur', 2), ('jitter', 2.1), ('pseudo_scales', ()), ('test_scales', (1, 0)), ('show_at', (0,)), ('show_at', (1.5,)), ('encoder', ''), ('out', ' '), ('text', ''), ('pretrained', ''),
+    ('pool', 'max'), ('similarity', 'Map'), ('tag_reduce', ''), ('augment', 'none'), ('precision', 'fp8'), ('nan', 'ignore'), ('device', 'tpu'), ('trackers', 'tensorboard,'), ('trackers', 'mlflow')])
+def test_ranges(name, value):
+    error(lambda: TrainConfig(**{name: value}), f'setting {name}: ', ' is wanted, found ')
+
+
+@pytest.mark.parametrize('name,wrong,mended', [
+    ('scale_max', dict(scale_min=3), dict(scale_max=3)), ('high', dict(high=.2, low=.3), dict(low=.2)), ('warmup_lr', dict(lr=1e-7), dict(warmup=0)), ('accumulate', dict(batch_size=8, accumulate=3), dict(accumulate=2)),
+    ('accumulate', dict(batch_size=4, accumulate=8), dict(accumulate=4)), ('local_size', dict(local_crops=1, local_size=500), dict(local_crops=0)), ('prompts', dict(prompts=dict(a='b'), text='a.npz'), dict(text='hash')),
+    ('prompts', dict(prompts=dict(a=3)), dict(prompts=dict(a='3'))), ('prompts', dict(prompts=dict(a=' ')), dict(prompts={})), ('encoder_options', dict(encoder_options=dict(seed=1)), dict(encoder_options={}))])
+def test_contradictions_and_what_mends_them(name, wrong, mended):
+    error(lambda: TrainConfig(**wrong), f'setting {name}: ', ' is wanted, found ')
+    TrainConfig(**wrong | mended)
+
+
+def test_nothing_to_learn():
+    nothing = {f'weight_{k}': 0 for k in ('cls', 'inter', 'im', 'ex', 'ptc', 'seg', 'reg')}
+    error(lambda: TrainConfig(**nothing), 'nothing to learn')
+    TrainConfig(**nothing, local_crops=1)
+    error(lambda: TrainConfig(**nothing, local_crops=1, weight_local=0), 'nothing to learn')
+
+
+def test_tiny_and_pointless_runs_are_allowed():
+    for preset in PRESETS.values(): replace(preset, iterations=1, batch_size=1, workers=0)
+    TrainConfig(iterations=2, warmup=1500, seg_start=60, show_at=(900,), weight_local=5, local_size=999, high=.5, low=.5, scale_min=1, scale_max=1, trackers='wandb, tensorboard')
+
+
+# names
+
+def test_unknown_names():
+    error(lambda: config_from(dict(bacth_size=4), 'a.toml'), 'a.toml: setting bacth_size: not known: did you mean batch_size?')
+    error(lambda: config_from({'batch-size': 4}), 'batch_size?')
+    error(lambda: config_from(dict(learning_rate=1)), 'did you mean lr?')
+    error(lambda: config_from(dict(Iterations=1, lam_=2)), 'settings Iterations, lam_', 'did you mean iterations, lam?')
+    error(lambda: config_from(dict(zzzqqq=1)), 'setting zzzqqq: not known', '--help')
+    error(lambda: config_from(dict(presets='demo')), 'did you mean preset?')
+    error(lambda: config_from({'a\nb': 1, 5: 2, 'x'*10000: 3} | {f'k{i}': 0 for i in range(1000)}), 'not known', ', ...')
+    error(lambda: config_from({'weights': 1, '__class__': 2, '__post_init__': 3}), 'not known')
+
+
+@pytest.mark.parametrize('preset', ['voc', '', 5, ['demo'], dict(demo=1), True])
+def test_unknown_preset(preset):
+    error(lambda: config_from(dict(preset=preset), 'a.toml'), 'a.toml: preset: one of voc_vit_b, ')
+
+
+@pytest.mark.parametrize('values', [None, 5, 'lr', ['lr'], [('lr', 1)]])
+def test_no_mapping(values):
+    error(lambda: config_from(values, 'config.json'), 'config.json: names with values are wanted')
+
+
+def test_older_and_later_settings():
+    old = {k: v for k, v in asdict(PRESETS['voc_mini']).items() if k not in ('keep', 'nan', 'timeout', 'trackers', 'accumulate')}
+    assert config_from(json.loads(json.dumps(old))) == PRESETS['voc_mini']
+    error(lambda: config_from(old | dict(of_tomorrow=1), 'config.json'), 'config.json: setting of_tomorrow')
+
+
+def test_encoder_options_follow_the_encoder():
+    mini = PRESETS['voc_mini']
+    assert config_from(dict(preset='voc_mini', encoder_options=dict(depth=2))).encoder_options == mini.encoder_options | dict(depth=2)
+    assert config_from(dict(encoder='vit_tiny_patch16_224'), base=mini).encoder_options == {}
+    assert config_from(dict(encoder=mini.encoder, encoder_options=dict(depth=2)), base=mini).encoder_options == dict(depth=2)
+    assert mini.encoder_options['depth'] == 4
+    error(lambda: config_from(dict(preset='voc_mini', encoder_options='{}'), 'a'), 'a: setting encoder_options')
+
+
+# files
+
+def test_presets_round_trip(tmp_path):
+    for name, config in PRESETS.items():
+        write_config(config, tmp_path/'new'/f'{name}.toml')
+        for base in (None, *PRESETS.values()):
+            back = read_config(tmp_path/'new'/f'{name}.toml', base)
+            assert back == config and repr(back) == repr(config)
+    assert sorted(o.name for o in (tmp_path/'new').iterdir()) == sorted(f'{o}.toml' for o in PRESETS)
+
+
+def test_anything_round_trips(tmp_path):
+    rng, letters = random.Random(0), ['a', 'Z', '7', ' ', '"', "'", '\\', '\n', '\r', '\t', '\x01', '\x7f', '\x85', '\u2028', 'é', '油', '😀', '#', '=', '[', ']', '{', '}', '.', ',', '"""', "'''", '\ufeff']
+    text = lambda least=0: ''.join(rng.choice(letters) for _ in range(rng.randrange(least, 8)))
+    number = lambda: rng.choice([1e-6, .1, 1e22, 5e-324, 1/3, 1e16, -0.0, 1.7976931348623157e308])
+    def plain(depth=0):
+        kind = rng.randrange(6 if depth < 3 else 4)
+        if kind == 4: return [plain(depth + 1) for _ in range(rng.randrange(4))]
+        if kind == 5: return {text(): plain(depth + 1) for _ in range(rng.randrange(4))}
+        return [text(), number(), rng.randrange(-2**63, 2**63), rng.random() < .5][kind]
+    for _ in range(300):
+        config = TrainConfig(data=text(), image_root=text(), prompts={text(): 'x' + text() for _ in range(3)}, encoder_options={'_' + text(): plain() for _ in range(3)}, lr=rng.random() + 1e-5, lam=abs(number()),
+                             test_scales=tuple(rng.random() + .01 for _ in range(rng.randrange(1, 5))), show_at=tuple(rng.randrange(1, 99) for _ in range(rng.randrange(3))), seed=rng.randrange(2**63), resume=rng.random() < .5)
+        write_config(config, tmp_path/'a.toml')
+        back = read_config(tmp_path/'a.toml')
+        assert back == config and repr(back) == repr(config)
+
+
+def test_a_written_file_teaches_its_reader(tmp_path):
+    text, docs = config_toml(PRESETS['voc_mini']), docments(TrainConfig)
+    for f in fields(TrainConfig): assert f'# {docs[f.name]}\n' in text, f.name
+    assert 'iterations = 1200 # optimisation steps\n' in text and tomlkit.parse(text).unwrap()['iterations'] == 1200
+
+
+def test_differences_from_a_preset(tmp_path):
+    path = tmp_path/'mine.toml'
+    path.write_text('preset = "voc_mini"\ndata = "a"\nlr = 1\nprompts."wine glass" = "glass"\nencoder_options.depth = 2\n')
+    config = read_config(path, base=PRESETS['demo'])
+    assert config == replace(PRESETS['voc_mini'], data='a', lr=1., prompts={'wine glass': 'glass'}, encoder_options=PRESETS['voc_mini'].encoder_options | dict(depth=2))
+    path.write_text('data = "a"')
+    assert read_config(path, base=PRESETS['demo']) == replace(PRESETS['demo'], data='a')
+    path.write_text('')
+    assert read_config(path) == TrainConfig()
+
+
+def test_paths_are_left_as_they_are(tmp_path, monkeypatch):
+    (tmp_path/'sub').mkdir()
+    (tmp_path/'sub/a.toml').write_text('data = "photos"\nout = "~/run"\nimage_root = "$HOME"\n')
+    monkeypatch.chdir(tmp_path)
+    config = read_config('sub/a.toml')
+    assert (config.data, config.out, config.image_root) == ('photos', '~/run', '$HOME')
+
+
+@pytest.mark.parametrize('content', [b'\xef\xbb\xbflr = 1e-4\n# a\nseed = 3', b'lr = 1e-4\r\nseed = 3\r\n', b'\xef\xbb\xbf# \xc3\xa9\r\nlr=1e-4\r\nseed=3', b'lr = 0.000_1\nseed = 0x3\n', b'"lr" = 1e-4\n\'seed\' = 3'])
+def test_editors(tmp_path, content):
+    (tmp_path/'a.toml').write_bytes(content)
+    assert read_config(tmp_path/'a.toml') == TrainConfig(lr=1e-4, seed=3)
+
+
+@pytest.mark.parametrize('content,words', [
+    ('lr = 1\nlr = 2', ('line 2',)), ('[prompts]\na="b"\n[prompts]\nc="d"', ('line 3',)), ('prompts = {}\n[prompts]\na="b"', ('line 2',)), ('lr: 1', ('line 1',)), ('lr', ('not TOML',)), ('lr =', ('not TOML',)), ('data = VOC', ('line 1', 'quotes')),
+    ('cross = True', ('line 1',)), ('\n\ndata = "a', ('not TOML',)), ('data = "a\nb"', ('line 1',)), ('lr = 1 seed = 2', ('line 1',)), ('lr = 1e', ('line 1',)), ('{"lr": 1}', ('line 1',)), ('data = "\\q"', ('not TOML',)),
+    ('lr = null', ('line 1',)), ('data = "\\ud800"', ('not TOML',)), ('data = "\\u0000"', ('setting data',)), ('lr = inf', ('setting lr', 'finite')), ('lr = -nan', ('setting lr',)), ('seed = 1.0', ('setting seed',)),
+    ('cross = 1', ('setting cross',)), ('lr = "1e-4"', ('setting lr',)), ('split = 2012-01-01', ('setting split',)), ('split = 2012-01-01T00:00:00Z', ('setting split',)), ('timeout = 10:00:00', ('setting timeout',)),
+    ('test_scales = 1', ('setting test_scales',)), ('test_scales = ["1"]', ('setting test_scales',)), ('[lr]\na = 1', ('setting lr',)), ('[[prompts]]\na = "b"', ('setting prompts',)), ('[training]\nlr = 1', ('training', 'not known')),
+    ('[prompts]\nmouse = "a mouse"\nlr = 1', ("'lr'", 'above the first [table]')), ('[encoder_options]\ndepth = 2\nlr = 1', ("'lr'", 'above the first [table]')), ('encoder_options = {depth = {a = inf}}', ('setting encoder_options',)),
+    ('encoder_options.since = 2012-01-01', ('setting encoder_options',)), ('preset = "demo"\npreset = "demo"', ('line 2',)), ('preset = "nope"', ('preset', 'voc_mini')), ('batch_size = 8\naccumulate = 3', ('setting accumulate',)),
+    ('import os\nos.system("true")', ('line 1',)), ('data = """\n!!python/object/apply:os.system\n"""\nlr = "x"', ('setting lr',))])
+def test_wrong_files(tmp_path, content, words):
+    file_error(tmp_path/'mine.toml', content, *words)
+
+
+@pytest.mark.parametrize('content', [
+    b'lr = 1\x00', b'\x00'*1000, b'\x89PNG\r\n\x1a\n' + bytes(range(256))*4, b'PK\x03\x04' + b'\x00\xff'*100, 'lr = 1'.encode('utf-16'), 'lr = 1'.encode('utf-32'), '# é\nlr = 1'.encode('latin-1'), b'lr = 1\n# \xff',
+    b'a = ' + b'['*100_000, b'a = ' + b'{a = '*10_000, b'a' + b'.a'*100_000 + b' = 1', b'[' + b'a.'*100_000 + b'a]', b'[encoder_options]\na' + b'.a'*900 + b' = 1', b'lr' + b'.a'*900 + b' = 1',
+    b'seed = 0x' + b'f'*10_000, b'lr = 0x' + b'f'*10_000, b'lr = ' + b'9'*10_000, b'seed = ' + b'9'*4000, b'lr = 1e999', b'encoder_options.a = 0x' + b'f'*10_000 + b'\nlr = ""', b'x' * 100_000, b'"' + b'x'*100_000 + b'" = 1',
+    b'data = "' + b'x'*100_000 + b'"\nlr = ""', b'pool = "' + b'x'*100_000 + b'"', b'pool = "a\\nb\\r\\u2028"', b''.join(b'k%d = 1\n' % i for i in range(50_000))], ids=range(26))
+def test_junk(tmp_path, content):
+    start = time.perf_counter()
+    file_error(tmp_path/'mine.toml', content)
+    assert time.perf_counter() - start < 20
+
+
+def test_large_files(tmp_path):
+    file_error(tmp_path/'mine.toml', b'# much ado\n'*1_000_000, 'larger than 1,048,576 bytes')
+    file_error(tmp_path/'mine.toml', random.Random(0).randbytes(10_000_000), 'larger than')
+    names = {f'class {i}': f'words of class {i}' for i in range(5000)}                              # a long list of prompts is none
+    write_config(replace(TrainConfig(), prompts=names), tmp_path/'many.toml')
+    assert read_config(tmp_path/'many.toml').prompts == names
+    if Path('/dev/zero').exists(): error(lambda: read_config('/dev/zero'), '/dev/zero: larger than')
+
+
+def test_files_that_are_none(tmp_path):
+    error(lambda: read_config(tmp_path/'none.toml'), 'none.toml: the settings cannot be read (No such file')
+    error(lambda: read_config(tmp_path), tmp_path, 'cannot be read')
+    error(lambda: read_config('x'*5000), 'cannot be read')
+    error(lambda: read_config('a\0b'), 'cannot be read')
+    (tmp_path/'loop').symlink_to(tmp_path/'loop')
+    error(lambda: read_config(tmp_path/'loop'), 'cannot be read')
+    file_error(tmp_path/'two\nlines.toml'.replace('\n', '_'), 'lr = ""', 'two_lines.toml')
+    (tmp_path/'two\nlines.toml').write_text('lr = ""')
+    error(lambda: read_config(tmp_path/'two\nlines.toml'), 'two lines.toml: setting lr')
+
+
+def test_numbers_too_large_to_write(tmp_path):
+    for config in (TrainConfig(encoder_options=dict(a=16**5000)), TrainConfig(iterations=16**5000)):
+        error(lambda: write_config(config, tmp_path/'a.toml'), 'a.toml')
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_not_text(tmp_path):
+    error(lambda: write_config(TrainConfig(data=os.fsdecode(b'photos\xff')), tmp_path/'a.toml'), 'a.toml', 'UTF-8')
+    assert not list(tmp_path.iterdir())
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path/'a.toml'
+    write_config(PRESETS['demo'], path)
+    def full(self, data):
+        with open(self, 'wb') as f: f.write(data[:100])
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError): write_config(PRESETS['voc_mini'], path)
+    assert read_config(path) == PRESETS['demo'] and [o.name for o in tmp_path.iterdir()] == ['a.toml']
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='the superuser may read everything')
+def test_no_permission(tmp_path):
+    write_config(PRESETS['demo'], tmp_path/'a.toml')
+    (tmp_path/'a.toml').chmod(stat.S_IWUSR)
+    error(lambda: read_config(tmp_path/'a.toml'), 'a.toml', 'Permission denied')
+
+
+def test_reading_runs_nothing(tmp_path, monkeypatch):
+    (tmp_path/'evil.py').write_text('raise SystemExit("imported")')
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path/'a.toml'
+    path.write_text('encoder = "evil"\ntext = "evil.py"\ndata = "evil:run"\npretrained = "package:evil"\nout = "$(touch x)"\n[encoder_options]\n__reduce__ = "evil"\n"__import__(\'evil\')" = 1\n')
+    read_config(path)
+    assert 'evil' not in sys.modules and sorted(o.name for o in tmp_path.iterdir()) == ['a.toml', 'evil.py']
+
+
+# going on, and opening
+
+def test_free_settings():
+    names = {f.name for f in fields(TrainConfig)}
+    assert len(set(FREE)) == len(FREE) and set(FREE) < names
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v*.5 + .01, str: lambda v: 'other', tuple: lambda v: (3,), dict: lambda v: dict(other='x')}
+    chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip', device='cpu', trackers='wandb', accumulate=2)
+    base = TrainConfig()
+    for f in fields(TrainConfig):
+        changed = replace(base, **{f.name: chosen.get(f.name, other[f.type](getattr(base, f.name)))})
+        assert changed != base and differences(base, changed) == differences(changed, base) == ([] if f.name in FREE else [f.name]), f.name
+
+
+def test_open_data(shapes, tmp_path):
+    config = TrainConfig(data=shapes, mask_folder='nowhere', skip_bad=True)
+    train, val = config.open_data(), config.open_data(EvalTransform(48), part='val')
+    assert (train.split, val.split) == ('train', 'val') and 'mask' in val[0] and 'mask' not in train[0]
+    assert max(val[0]['image'].shape[-2:]) == 48
+    assert replace(config, split='val').open_data().split == 'val' and replace(config, split='train').open_data(part='val').split == 'val'
+    moved = replace(config, data='moved', tags='none.npy', image_root='none', sbd='none', split='none')
+    assert moved.open_data(data=shapes).names == train.names                                        # other data, other tags and folders
+    assert config.open_data(part='val', split=None, tags=None, classes=None).names == val.names     # None: as the settings have it
+    error(lambda: moved.open_data(), 'moved')
+    error(lambda: TrainConfig().open_data(), 'setting data')
+    own = replace(config, data=tmp_path/'tags.csv', image_root=shapes/'JPEGImages', mask_folder='')
+    (tmp_path/'tags.csv').write_text('image,tags\n' + ''.join(f'{n}.jpg,{"disc" if i else ""}\n' for i, n in enumerate(train.names[:3])))
+    assert len(replace(own, allow_untagged=True).open_data()) == 3 and len(own.open_data()) == 2
+    error(lambda: own.open_data(part='val'), 'masks')
+    assert 'mask' in own.open_data(part='val', split='train', mask_folder=shapes/'SegmentationClass')[0]

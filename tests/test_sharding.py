@@ -1,0 +1,175 @@
+"Evaluation, prediction and pseudo labels on 1, 2 and 3 real processes: the same results, every image once"
+import json, os, shutil, socket, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+import pytest
+import torch
+from dalnet.checkpoint import Checkpoint, build_model
+from dalnet.config import PRESETS
+from dalnet.data import VOCDataset
+from dalnet.text import encode_text
+
+BIN = Path(sys.executable).parent
+ONE_THREAD = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')  # sums are the same to the last bit only with as many threads
+
+SCRIPT = '''
+import json, os, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+import dalnet.inference as inference
+from dalnet.data import InputError, VOCDataset
+from dalnet.checkpoint import Checkpoint
+from dalnet.evaluation import evaluate_cams, evaluate_segmentation
+from dalnet.processes import place
+
+class Logged:
+    "The first n items of a dataset, and which of them this process read"
+    def __init__(self, dataset, n, dies=None): self.dataset, self.n, self.read, self.dies, self.classes = dataset, n, [], dies, dataset.classes
+    def __len__(self): return self.n
+    def __getitem__(self, i):
+        if place()[0] == self.dies: os._exit(7)
+        if i >= self.n: raise IndexError(i)
+        self.read.append(i)
+        return self.dataset[i]
+
+def error(f, *args, **kwargs):
+    try: f(*args, **kwargs)
+    except InputError as e: return str(e)
+
+checkpoint, data, photos, out = sys.argv[1:]
+out, model, val = Path(out), Checkpoint.load(checkpoint)[0], VOCDataset(data, 'val', masks=True)
+same, own = {}, {}                                                      # what all processes must agree on, and what each did
+
+sets = {k: Logged(val, n) for k, n in dict(all=len(val), two=2).items()}
+for k, o in sets.items():
+    same[f'cams {k}'] = {n: asdict(s) for n, s in evaluate_cams(model, o, scales=(1., .5)).items()}
+    own[f'cams {k}'], o.read = o.read, []
+    same[f'seg {k}'] = asdict(evaluate_segmentation(model, o, scales=(1.,), flip=False, crf='lattice'))
+    own[f'seg {k}'] = o.read
+rank, n = place()
+assert n == int(os.environ['WORLD_SIZE'])
+
+written = []
+def logged(f, key): return lambda *args: (written.append(key(args)), f(*args))[1]
+inference._write_prediction = logged(inference._write_prediction, lambda args: args[0].name)
+inference._Labeller.__call__ = logged(inference._Labeller.__call__, lambda args: str(args[0].dataset.names[args[1]]))
+def call(name, f, *args, **kwargs):
+    written.clear()
+    same[name] = f(*args, **kwargs)
+    own[name] = list(written)
+
+predictor = inference.Predictor(checkpoint, 'cpu', (1.,))
+call('predict', inference.predict_files, predictor, [photos], out/'masks')
+inference.wait()
+if rank == 0:
+    for o in sorted((out/'masks').glob('*.json'))[::2]: o.unlink()       # with two processes: all of one share
+inference.wait()
+call('predict the rest', inference.predict_files, predictor, [photos], out/'masks')
+call('predict nothing', inference.predict_files, predictor, [photos], out/'masks')
+call('predict two', inference.predict_files, predictor, sorted(Path(photos).glob('*.jpg'))[-2:], out/'two')
+call('label', inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
+same['other settings'] = error(inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1., .5), device='cpu')
+inference.wait()
+if rank == 0:
+    for o in sorted((out/'labels').glob('*.png'))[:3]: o.unlink()
+inference.wait()
+call('label the rest', inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
+own['pool'] = n > 1 and error(inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu', processes=2)
+call('submit', lambda: inference.write_submission(predictor, VOCDataset(data, 'val', 'none', allow_untagged=True), out/'submission.tar').name)
+assert (out/'submission.tar').is_file()
+own['lost'] = None
+save = lambda: (out/f'process_{rank}.json').write_text(json.dumps([same, own]).replace(str(out), 'OUT'))
+save()
+if n == 3:
+    own['lost'] = error(evaluate_cams, model, Logged(val, 3, dies=2), scales=(1.,))
+    save()
+    os._exit(0)                                                         # no farewell to a process that is gone
+'''
+
+
+@pytest.fixture(scope='module')
+def material(shapes, tmp_path_factory):
+    "A checkpoint with random heads, a dataset with a broken training image, and a folder of eight pictures, one of them broken"
+    root = tmp_path_factory.mktemp('sharding')
+    data = shutil.copytree(shapes, root/'data')
+    pictures = sorted((data/'JPEGImages').iterdir())
+    (data/'ImageSets/Segmentation/val.txt').write_text(''.join(f'{o.stem}\n' for o in pictures[:7]))
+    (root/'photos').mkdir()
+    for o in pictures[:8]: shutil.copy(o, root/'photos')
+    (root/'photos'/pictures[3].name).write_bytes(pictures[3].read_bytes()[:900])
+    torch.manual_seed(0)
+    config, text = replace(PRESETS['demo'], data=str(data)), encode_text(VOCDataset(data, 'val').classes, model='hash')
+    model = build_model(config, text)
+    for o in model.parameters():
+        if o.ndim == 4: torch.nn.init.normal_(o, std=.3)
+    (root/'script.py').write_text(SCRIPT)
+    return root, Checkpoint.save(root/'iter_000100', model, config, text, 100), data, pictures
+
+
+@pytest.fixture(scope='module')
+def runs(material):
+    "Number of processes -> folder with results, what all of them returned, and what each did"
+    root, checkpoint, data, _ = material
+    found = {}
+    for n in (1, 2, 3):
+        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        out, copies = root/f'{n}', []
+        out.mkdir()
+        for rank in range(n):
+            env = os.environ | ONE_THREAD | dict(RANK=f'{rank}', LOCAL_RANK=f'{rank}', WORLD_SIZE=f'{n}', LOCAL_WORLD_SIZE=f'{n}', MASTER_ADDR='127.0.0.1', MASTER_PORT=f'{port}')
+            copies.append(subprocess.Popen([sys.executable, root/'script.py', checkpoint, data, root/'photos', out], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        try: said = [o.communicate(timeout=300)[0] for o in copies]
+        finally:
+            for o in copies: o.kill()
+        assert [o.returncode for o in copies] == ([0, 0, 7] if n == 3 else [0]*n), '\n'.join(said)
+        texts = [json.loads((out/f'process_{rank}.json').read_text()) for rank in range(n)]
+        found[n] = out, [json.dumps(same) for same, _ in texts], [own for _, own in texts]
+    return found
+
+
+def files(folder): return {str(o.relative_to(folder)): o.read_bytes() for o in folder.rglob('*') if o.is_file() and not o.name.startswith('process_')}
+
+
+def test_every_process_returns_what_one_alone_returns(runs):
+    alone = runs[1][1][0]
+    for n, (_, returned, _) in runs.items(): assert returned == [alone]*n  # every IoU of every label at every threshold, counts, failures
+    scores = json.loads(alone)
+    assert len(set(scores['seg all']['iou']['single'])) > 2 and 0 < scores['cams all']['cam']['sweep']['0.3'] < 1  # no trivial masks
+
+
+def test_every_image_is_read_and_written_once(runs, material):
+    _, _, _, pictures = material
+    names, photos = [o.stem for o in pictures[:7]], [o.name for i, o in enumerate(pictures[:8]) if i != 3]
+    expected = {'cams all': list(range(7)), 'seg all': list(range(7)), 'cams two': [0, 1], 'seg two': [0, 1], 'predict': photos, 'predict the rest': photos[::2], 'predict nothing': [],
+                'predict two': photos[-2:], 'label': names, 'label the rest': names[:3]}
+    for n, (_, _, did) in runs.items():
+        for key, wanted in expected.items():
+            assert sorted(o for own in did for o in own[key]) == wanted, (n, key)
+            if 'the rest' in key: assert max(len(own[key]) for own in did) == -(-len(wanted)//n), (n, key)  # dealt anew, evenly
+
+
+def test_the_files_are_the_same_to_the_byte(runs, material):
+    alone = files(runs[1][0])
+    assert sum(o.endswith('.png') for o in alone) == 7 + 2 + 7 and len(set(v for k, v in alone.items() if k.endswith('.png'))) > 3
+    for n in (2, 3): assert files(runs[n][0]) == alone
+
+
+def test_failures_and_mistakes_are_said_once(runs, material):
+    _, _, _, pictures = material
+    for n, (_, returned, did) in runs.items():
+        same = json.loads(returned[0])
+        assert same['predict'][:2] == [7, 0] and len(same['predict'][2]) == 1 and pictures[3].name in same['predict'][2][0]
+        assert same['predict the rest'][:2] == [4, 3] and same['predict nothing'][:2] == [0, 7] and same['predict two'] == [2, 0, []]
+        assert same['label'] == [7, 0, []] and same['label the rest'] == [3, 4, []] and 'other settings' in same['other settings']
+        if n > 1: assert all(f'a launcher has started {n} already' in own['pool'] for own in did)
+    lost = [own['lost'] for own in runs[3][2]]
+    assert all('another process has died' in o and '\n' not in o for o in lost[:2]) and lost[2] is None
+
+
+def test_the_command_under_torchrun_writes_the_scores_of_one_process(runs, material, tmp_path):
+    _, checkpoint, data, _ = material
+    command = [BIN/'torchrun', '--standalone', '--nproc-per-node', '2', BIN/'dalnet_eval', checkpoint, '--cam-scales', '1,0.5', '--scales', '1', '--flip', 'true', '--what', 'cams', '--out', tmp_path/'s.json']
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path/'s.json').read_text())['cam']['sweep'] == json.loads(runs[1][1][0])['cams all']['cam']['sweep']
