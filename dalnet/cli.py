@@ -7,33 +7,36 @@ __all__ = ['add_config_options', 'parse_config', 'dalnet_train', 'dalnet_eval', 
            'dalnet_data', 'dalnet_bench', 'dalnet_demo']
 
 # %% ../nbs/15_cli.ipynb #81a6d666
-import argparse, json, math, os, sys, tempfile, time
+import argparse, json, math, os, signal, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
 from fastcore.docments import docments
 from .coco import coco_report, find_coco, render_masks
-from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_shapes, open_dataset, read_everything, tag_problems, tag_statistics
+from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_shapes, open_dataset, read_everything, tag_problems, tag_statistics, write_whole
 from .evaluation import evaluate_cams, evaluate_segmentation
 from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
 from .tagged import CHECK_FILES, opening_cost, random_table
 from .checkpoint import Checkpoint
-from .config import PRESETS, TrainConfig
-from .processes import progress, resolve_device
-from .training import read_log, train, training_data
+from .config import PRESETS, TrainConfig, config_from, read_config, write_config
+from .processes import is_main, leave, progress, resolve_device, say
+from .training import dry_run, read_log, train, training_data
 from .voc import voc_report
+from .watch import Interrupted
 
 # %% ../nbs/15_cli.ipynb #f4799be1
 def _command(f):
-    "Make a function of argv a console script: an `InputError` is one line and exit code 2, Ctrl-C exit code 130"
+    "Make a function of argv a console script: an `InputError` is one line and exit code 2, a signal 128 and its number"
     @wraps(f)
     def run(argv=None):
-        try: return f(argv)
+        try: f(argv)
         except InputError as e: code, line = 2, f'error: {e}'
         except OSError as e: code, line = 2, f'error: {e.filename or "a file"}: {e.strerror or e}: check the path and its permissions'
+        except Interrupted as e: code, line = 128 + (e.number or signal.SIGTERM), str(e)
         except KeyboardInterrupt: code, line = 130, 'interrupted'
-        print(line, file=sys.stderr)
+        else: return leave()
+        print(line, file=sys.stderr, flush=True)
         sys.exit(code)
     return run
 
@@ -73,27 +76,26 @@ def parse_config(
 )->tuple[TrainConfig,argparse.Namespace]:
     "Read a preset and the options that replace its values"
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--preset', choices=sorted(PRESETS), default=default, help='named settings to start from')
+    parser.add_argument('--preset', choices=sorted(PRESETS), help=f'named settings to start from ({default})')
+    parser.add_argument('--config', metavar='FILE', help='TOML file of settings to start from; options replace its values')
     more(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
-    given, preset = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}, PRESETS[args.preset]
-    if 'encoder' not in given: given['encoder_options'] = preset.encoder_options | given.get('encoder_options', {})
-    else: given.setdefault('encoder_options', {})
-    return replace(preset, **given), args
+    start = PRESETS[args.preset or default]
+    if args.config: start = read_config(args.config, start)
+    given = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}
+    return config_from(given, base=start), args
 
 # %% ../nbs/15_cli.ipynb #3c032bbf
-def _eval_data(config, split, data=None, tags=None, mask_folder=None, classes=None, masks=True):
-    "The images and masks of a split, as a run's settings bring them to size; another dataset than the run's has its own tags and folders"
-    tags, root = tags or ('auto' if data else config.tags), '' if data else config.image_root
-    keep = dataset_kind(data or config.data) != 'coco'                     # COCO is scored on its 40,137 images with objects
-    return open_dataset(data or config.data, split, tags, EvalTransform(config.long_side), masks, mask_folder or config.mask_folder, root, classes, allow_untagged=keep, skip_bad=config.skip_bad, sbd='' if data else config.sbd, part='val', show=progress)
+def _eval_data(config, split, data=None, tags=None, mask_folder=None, classes=None):
+    "The images and masks of a split, as a run's settings bring them to size"
+    return config.open_data(EvalTransform(config.long_side), data or '', 'val', split=split, tags=tags, mask_folder=mask_folder, classes=classes, show=progress)
 
 def _scored_data(config, args, classes):
     "What to score after training, if anything"
     if args.eval_split == 'none': return None
     if not args.eval_split and dataset_kind(args.eval_data or config.data) == 'tagged' and not config.mask_folder:
-        return print('no masks are named (--mask-folder): nothing will be scored')
+        return say('no masks are named (--mask-folder): nothing will be scored')
     return _eval_data(config, args.eval_split, args.eval_data, classes=classes)
 
 def _table(scores):
@@ -117,10 +119,11 @@ def _score(model, dataset, device, out, cams=True, seg=True, crf=None, cam_scale
     scores = evaluate_cams(model, dataset, cam_scales, flip, device=device) if cams else {}
     if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device)
     seconds = time.perf_counter() - start
-    print(f'\n{_table(scores)}\n\n{len(dataset)} images of "{dataset.split}", {seconds:.0f} s. CAMs know the true tags and are cut at their best threshold'
-          + (f' (at {scores["cam"].fixed}: {100*scores["cam"].fixed_miou:.1f})' if cams else '') + '; segmentation knows them only where it says "tags".')
-    Path(out).write_text(json.dumps(_plain({k: asdict(o) for k, o in scores.items()} | dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))), indent=1))
-    print(f'written: {out}')
+    say(f'\n{_table(scores)}\n\n{len(dataset)} images of "{dataset.split}", {seconds:.0f} s. CAMs know the true tags and are cut at their best threshold'
+        + (f' (at {scores["cam"].fixed}: {100*scores["cam"].fixed_miou:.1f})' if cams else '') + '; segmentation knows them only where it says "tags".')
+    text = json.dumps(_plain({k: asdict(o) for k, o in scores.items()} | dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))), indent=1)
+    if is_main(): write_whole(out, lambda o: o.write_text(text))
+    say(f'written: {out}')
 
 @_command
 def dalnet_train(
@@ -130,14 +133,18 @@ def dalnet_train(
     def more(parser):
         parser.add_argument('--eval-split', '--eval_split', default='', help='images with masks to score CAMs and segmentation on after training; default: the validation images, if there are masks; "none" scores nothing')
         parser.add_argument('--eval-data', '--eval_data', help='dataset that these are in; default: the one to train on')
+        parser.add_argument('--dry-run', '--dry_run', action='store_true', help='check data, text, weights, memory and disk, take some steps, print the plan and the time it will take, and write nothing')
+        parser.add_argument('--save-config', '--save_config', metavar='FILE', help='write the settings as TOML, for --config, and stop')
     config, args = parse_config(argv, 'Train DALNet on images with tags, and score its CAMs and its segmentation.', more=more)
-    if not config.data: raise InputError('--data is missing: give a folder or file, e.g. --data VOCdevkit/VOC2012 or --data tags.csv')
-    device, images = resolve_device(config.device), training_data(config)
+    if args.save_config: write_config(config, args.save_config); return print(f'written: {args.save_config}')
+    device, images = resolve_device(config.device, config.timeout), training_data(config)
+    if args.dry_run: return say('\n'.join(f'{k:<11}{v}' for k, v in dry_run(config, images).items()))
     dataset = _scored_data(config, args, images.classes)
-    print(f'{len(images):,} images of "{images.split}", {len(images.classes)} classes, {len(images.skipped)} left out', flush=True)
+    if config.score_every and not dataset: raise InputError('setting score_every: there is nothing to score on: name images with masks (--eval-split, --eval-data, --mask-folder), or leave it 0')
+    say(f'{len(images):,} images of "{images.split}", {len(images.classes)} classes, {len(images.skipped)} left out')
     start = time.perf_counter()
-    last = train(config, images)
-    print(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
+    last = train(config, images, lambda model: evaluate_cams(model, dataset, (1.,), False, device=device)['cam'].miou)
+    say(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
     if dataset: _score(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last), scales=config.test_scales)
 
 # %% ../nbs/15_cli.ipynb #a9242444
@@ -186,8 +193,8 @@ def dalnet_eval(
 # %% ../nbs/15_cli.ipynb #8213253c
 def _report(done, before, failures, out):
     "One line of summary, one for each failure; exit code 1 if there is any"
-    print(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
-    for o in failures: print(f'failed: {o}', file=sys.stderr)
+    say(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
+    for o in failures if is_main() else []: print(f'failed: {o}', file=sys.stderr)
     if failures: sys.exit(1)
 
 @_command

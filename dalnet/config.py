@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'TrainConfig', 'differences', 'config_from', 'read_config', 'config_toml', 'write_config']
 
-# %% ../nbs/11a_config.ipynb #67de5e4b
+# %% ../nbs/11a_config.ipynb #b94ad33a
 import math, os, reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 import tomlkit
 from fastcore.basics import patch
 from fastcore.docments import docments
@@ -22,7 +22,7 @@ from .model import WEIGHTS
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib  # Python 3.10
 
-# %% ../nbs/11a_config.ipynb #13276d3c
+# %% ../nbs/11a_config.ipynb #85e058f0
 _WANTED = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text', tuple: 'a list of numbers', dict: 'a table of names with texts, numbers, true or false'}
 _FITS = {bool: bool, int: Integral, float: Real, str: (str, os.PathLike), tuple: (list, tuple), dict: dict}
 _BRIEF = reprlib.Repr()
@@ -34,12 +34,14 @@ def _shown(value):
     except ValueError: return 'a number of thousands of digits'
 
 def _typed(value, kind, item=None):
-    "A value as a setting of this kind holds it, or a `TypeError`"
+    "A value as a setting of this kind holds it, or a `TypeError` or `OverflowError`"
     if not isinstance(value, _FITS[kind]) or isinstance(value, bool) != (kind is bool): raise TypeError
     if kind is dict: return _plain(value)
     if kind is tuple: return tuple(_typed(o, item) for o in value)
     value = kind(value)
-    if (kind is float and not math.isfinite(value)) or (kind is str and '\0' in value): raise TypeError
+    if kind is int and abs(value) >= 2**63: raise OverflowError
+    if kind is float and not math.isfinite(value): raise TypeError
+    if kind is str and '\0' in value: raise TypeError
     return value
 
 def _plain(value):
@@ -48,7 +50,7 @@ def _plain(value):
     if isinstance(value, (list, tuple)): return [_plain(o) for o in value]
     return _typed(value, next((k for k in (bool, int, float, str) if isinstance(value, _FITS[k])), bool))
 
-# %% ../nbs/11a_config.ipynb #af59f438
+# %% ../nbs/11a_config.ipynb #d8a6137e
 _CHOICES = dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), augment=('standard', 'dino'),
                 precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
@@ -63,8 +65,7 @@ def _check_ranges(config):
         for name in names.split():
             if not fits(value := getattr(config, name)): _refuse(name, value, want)
     check('iterations batch_size crop local_size width seg_width seg_dilation save_every log_every keep accumulate timeout', lambda v: v >= 1, 'a whole number of at least 1')
-    check('warmup workers long_side seg_start local_crops score_every', lambda v: v >= 0, 'a whole number of at least 0')
-    check('seed', lambda v: 0 <= v < 2**63, 'a whole number from 0 to 2**63-1')
+    check('warmup seed workers long_side seg_start local_crops score_every show_every', lambda v: v >= 0, 'a whole number of at least 0')
     check('lr tau scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power', lambda v: v > 0, 'a number above 0')
     check('weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local lam weight_decay warmup_lr', lambda v: v >= 0, 'a number of at least 0')
     check('beta blur high low', lambda v: 0 <= v <= 1, 'a number from 0 to 1')
@@ -160,7 +161,8 @@ class TrainConfig:
     save_every:int = 2000      # iterations between checkpoints
     log_every:int = 50         # iterations between lines of the log
     test_scales:tuple = (1., 1.25, 1.5) # scales at which the trained network segments
-    show_at:tuple = ()         # iterations after seg_start at which to draw pseudo labels and segmentation
+    show_at:tuple = ()         # iterations at which to draw CAMs, pseudo labels and segmentation
+    show_every:int = 0         # also every so many iterations; 0 = at those only
     out:str = 'runs/dalnet'    # folder for log and checkpoints
     resume:bool = True         # go on from the last whole checkpoint in out; False = start anew and remove those there
     keep:int = 2               # newest checkpoints that are kept
@@ -178,7 +180,7 @@ class TrainConfig:
         for f in fields(self):
             item = {'show_at': int}.get(f.name, float) if f.type is tuple else None
             try: setattr(self, f.name, _typed(value := getattr(self, f.name), f.type, item))
-            except (TypeError, OverflowError, RecursionError): _refuse(f.name, value, _WANTED[f.type])
+            except (TypeError, OverflowError, RecursionError) as e: _refuse(f.name, value, _WANTED[f.type] + ' of at most 64 bits'*isinstance(e, OverflowError))
         _check_ranges(self)
         _check_together(self)
 
@@ -203,7 +205,7 @@ PRESETS = dict(
         crop=96, scale_min=.75, scale_max=1.25, jitter=.1, blur=0., iterations=130, batch_size=16, lr=1e-3, head_lr_ratio=1., seg_lr_ratio=1., warmup=20, save_every=130, seg_width=128, seg_dilation=2, seg_start=60, pseudo_scales=(1.,), pseudo_flip=False, test_scales=(1.,), workers=0, out='dalnet_demo'))
 
 # %% ../nbs/11a_config.ipynb #f7620363
-FREE = ('data', 'image_root', 'sbd', 'mask_folder', 'decoded_cache', 'workers', 'save_every', 'keep', 'log_every', 'show_at', 'out', 'resume', 'accumulate',
+FREE = ('data', 'image_root', 'sbd', 'mask_folder', 'decoded_cache', 'workers', 'save_every', 'keep', 'log_every', 'show_at', 'show_every', 'out', 'resume', 'accumulate',
         'grad_checkpointing', 'compile', 'score_every', 'trackers', 'timeout', 'device', 'nan', 'test_scales')  # settings that do not decide a run's result
 
 def differences(
@@ -229,17 +231,18 @@ def open_data(self:TrainConfig,
     if part == 'val': given |= dict(masks=True, mask_folder=self.mask_folder, allow_untagged=dataset_kind(source) != 'coco')
     return open_dataset(source, transform=transform, **given | {k: v for k, v in changes.items() if v is not None})
 
-# %% ../nbs/11a_config.ipynb #dfe90577
+# %% ../nbs/11a_config.ipynb #666f8cd1
 def _unknown(names):
     "One line about names that no setting has"
     known, docs = [f.name for f in fields(TrainConfig)] + ['preset'], docments(TrainConfig)
     def nearest(name):
         name = str(name)[:80].lower().replace('-', '_')
         return get_close_matches(name, known, 1) or [k for k in known if name.replace('_', ' ') in (docs.get(k) or '')][:1]
-    near = [m for n in names for m in nearest(n)]
+    near = [m for n in names[:5] for m in nearest(n)]
     listed = ', '.join(n if isinstance(n, str) and len(n) <= 40 and n.replace('-', '_').isidentifier() else _shown(n) for n in names[:5]) + (', ...' if len(names) > 5 else '')
-    return f'{"settings" if len(names) > 1 else "setting"} {listed}: not known: ' + (f'did you mean {", ".join(dict.fromkeys(near[:5]))}?' if near else 'leave it out; dalnet_train --help lists all settings')
+    return f'{"settings" if len(names) > 1 else "setting"} {listed}: not known: ' + (f'did you mean {", ".join(dict.fromkeys(near))}?' if near else 'leave it out; dalnet_train --help lists all settings')
 
+# %% ../nbs/11a_config.ipynb #16729fac
 def config_from(
     values:Mapping, # name of a setting -> value; `preset` -> name of the preset to start from
     where:str|Path='', # where they are from, for errors

@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['poly_lr', 'param_groups', 'SampleStream', 'load_batches', 'training_data', 'start_engine', 'TrainStep', 'take_step',
-           'train', 'PRESETS', 'TrainConfig', 'Checkpoint', 'build_model', 'build_text', 'progress', 'read_log',
-           'report_skipped', 'resolve_device']
+           'dry_run', 'train', 'PRESETS', 'TrainConfig', 'Checkpoint', 'build_model', 'build_text', 'progress',
+           'read_log', 'report_skipped', 'resolve_device']
 
 # %% ../nbs/11_training.ipynb #ecd11826
-import os, resource, shutil, sys, time
+import shutil, time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, psutil, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from .checkpoint import Checkpoint, build_model, build_text, check_same
 from .config import PRESETS, TrainConfig
-from .data import ImageDataset, InputError, TrainTransform, open_dataset
+from .data import ImageDataset, InputError, TrainTransform
 from .model import DALNet, PseudoLabels, denominators, label_counts, losses, pseudo_labels, total_loss
 from .processes import add_up, gather, is_main, place, progress, resolve_device, say, together, wait
 from .refine import PAR
@@ -103,8 +104,7 @@ def training_data(
     config:TrainConfig # data and augmentation settings
 )->ImageDataset:
     "The training images with their augmentation; everything that can be wrong with them is checked here"
-    transform = TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur, config.augment, config.local_crops, config.local_size)
-    dataset = open_dataset(config.data, config.split, config.tags, transform, image_root=config.image_root, allow_untagged=config.allow_untagged, skip_bad=config.skip_bad, sbd=config.sbd)
+    dataset = config.open_data(TrainTransform(config.crop, (config.scale_min, config.scale_max), config.long_side or None, config.jitter, config.blur, config.augment, config.local_crops, config.local_size))
     if config.decoded_cache: dataset.keep_decoded(config.decoded_cache, round(config.long_side*config.scale_max) or None)
     return dataset
 
@@ -206,6 +206,58 @@ class _FiniteCheck:
         say(f'skipped: {line}')
         return False
 
+# %% ../nbs/11_training.ipynb #4d2a01d3
+@contextmanager
+def _memory(config):
+    "Say in one line that the memory is too small"
+    try: yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise InputError(f'out of memory with {config.batch_size//place()[1]//config.accumulate} images of {config.crop} x {config.crop} at once: raise accumulate, set grad_checkpointing to true, precision to "bf16", or lower crop or batch_size') from None
+
+def _build(config, text, accelerator, found=None):
+    "Network and optimiser, and the state of a checkpoint to go on from"
+    torch.manual_seed(config.seed)
+    model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
+    model.encoder.grad_checkpointing = config.grad_checkpointing
+    optimizer = torch.optim.AdamW(param_groups(model, config), lr=config.lr)
+    state = Checkpoint.restore(found, model, optimizer) if found else {}
+    if config.compile: model.encoder.compile()
+    return model, optimizer, state
+
+def _to(batch, device): return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+def dry_run(
+    config:TrainConfig, # every setting
+    dataset:ImageDataset|None=None # the images, where they are open already
+)->dict: # what there is and what it will cost: texts by name
+    "Check all that a run needs, and take real steps of the largest shape, writing nothing"
+    accelerator, dataset = start_engine(config), dataset or training_data(config)
+    text, device = build_text(config, dataset.classes), accelerator.device
+    model, optimizer, _ = _build(config, text, accelerator)
+    step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
+    batch, segments, seconds = _to(next(iter(load_batches(dataset, replace(config, workers=0)))), device), (False, bool(config.weight_seg or config.weight_reg)), {}
+    with _memory(config), together():
+        for segment in segments:
+            for _ in range(3):                                            # the last of three counts
+                start = time.perf_counter()
+                values, _ = take_step(accelerator, step, stepper, batch, segment, config)
+                stepper.step()
+                if device.type == 'cuda': torch.cuda.synchronize()
+                seconds[segment] = time.perf_counter() - start
+    before = min(config.seg_start, config.iterations)
+    hours = (before*seconds[False] + (config.iterations - before)*seconds[segments[1]])/3600
+    used = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else psutil.Process().memory_info().rss
+    size = 4*(sum(o.numel() for o in model.state_dict().values()) + 2*sum(o.numel() for o in model.parameters()))
+    folder = next(o for o in (Path(config.out).resolve(), *Path(config.out).resolve().parents) if o.is_dir())
+    free, wanted = shutil.disk_usage(folder).free, (config.keep + 1)*size
+    if free < wanted: raise InputError(f'{folder}: {free/1e9:.1f} GB are free, {config.keep + 1} checkpoints need {wanted/1e9:.1f}: make room, choose another out, or lower keep')
+    return dict(data=f'{len(dataset):,} images of "{dataset.split}", {len(dataset.classes)} classes, {len(dataset.skipped)} left out', text=f'{text.source}',
+                encoder=f'{config.encoder}, weights: {config.pretrained}', parameters=f'{sum(o.numel() for o in model.parameters())/1e6:.1f} million',
+                machine=f'{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}, {config.precision}',
+                step=f'{config.batch_size} images of {config.crop} x {config.crop} in {accelerator.num_processes*config.accumulate} parts',
+                losses=', '.join(f'{k} {v:.3g}' for k, v in values.items()), memory=f'{used/1e9:.2f} GB in each process, {"of the GPU" if device.type == "cuda" else "all it holds"}',
+                seconds=f'{seconds[False]:.2f} a step, {seconds[segments[1]]:.2f} with segmentation, loading not counted', time=f'{hours:.2f} hours for {config.iterations:,} iterations', disk=f'{wanted/1e9:.2f} of {free/1e9:,.1f} GB free')
+
 # %% ../nbs/11_training.ipynb #f0ab88c3
 def _where_to_start(config, text):
     "The checkpoint to go on from, or None"
@@ -273,25 +325,20 @@ def train(
     found = _where_to_start(config, text)
     start = Checkpoint.iteration(found) if found else 0
     if start >= config.iterations: say(f'{found}: trained to its end before'); return found
-    torch.manual_seed(config.seed)
-    model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
-    model.encoder.grad_checkpointing = config.grad_checkpointing
-    optimizer = torch.optim.AdamW(param_groups(model, config))
-    state = Checkpoint.restore(found, model, optimizer) if found else {}
+    model, optimizer, state = _build(config, text, accelerator, found)
     if found: say(f'{found}: going on from there')
-    if config.compile: model.encoder.compile()
     step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
     if config.trackers: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()})
     report_skipped(dataset.skipped if is_main() else [], out)
     keeper, check = _Keeper(config, model, text, optimizer, accelerator, state), _FiniteCheck(config)
     batches = Timed(load_batches(dataset, config, start, accelerator.device.type == 'cuda'))
     log = Log(out, config.iterations, config.log_every, start, state.get('log'), batches, accelerator.log) if is_main() else nullcontext()
-    with log, together(), StopSignals() as stop:
+    with log, _memory(config), together(), StopSignals() as stop:
         for iteration, batch in enumerate(bar := progress(batches, config.iterations - start), start + 1):
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
             torch.manual_seed(int(np.random.SeedSequence([config.seed, iteration, place()[0], 1]).generate_state(1)[0]))
-            batch = {k: v.to(accelerator.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+            batch = _to(batch, accelerator.device)
             segment = iteration > config.seg_start and bool(config.weight_seg or config.weight_reg)
             values, seen = take_step(accelerator, step, stepper, batch, segment, config)
             if check(values, iteration, batch['name']):

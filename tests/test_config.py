@@ -18,9 +18,9 @@ from dalnet.config import FREE, PRESETS, TrainConfig, config_from, config_toml, 
 from dalnet.data import EvalTransform, InputError
 
 KINDS = {kind: [f.name for f in fields(TrainConfig) if f.type is kind] for kind in (bool, int, float, str, tuple, dict)}
-WRONG = {bool: [0, 1, 'true', None, 1., [], np.True_], int: [True, 1., '1', None, [1], math.inf, 1j], float: [True, '1', None, [1.], math.inf, -math.inf, math.nan, 10**400, Decimal(1), 1j, np.float32('nan')],
+WRONG = {bool: [0, 1, 'true', None, 1., [], np.True_], int: [True, 1., '1', None, [1], math.inf, 1j, 2**63, 16**5000], float: [True, '1', None, [1.], math.inf, -math.inf, math.nan, 10**400, Decimal(1), 1j, np.float32('nan')],
          str: [1, True, None, b'a', ['a'], 'a\0b'], tuple: ['1,2', 1, None, {1}, ['1'], [True], [math.nan], [None], [[1]], np.ones(2)],
-         dict: ['{}', [], None, 1, {1: 'a'}, dict(a=None), dict(a=math.nan), dict(a={1}), dict(a=[None]), dict(a={2: 3}), dict(a='\0')]}
+         dict: ['{}', [], None, 1, {1: 'a'}, dict(a=None), dict(a=math.nan), dict(a={1}), dict(a=[None]), dict(a={2: 3}), dict(a='\0'), dict(a=16**5000)]}
 
 
 def error(f, *words):
@@ -50,6 +50,11 @@ def test_wrong_types(kind):
     for name in KINDS[kind]:
         for value in WRONG[kind]:
             error(lambda: TrainConfig(**{name: value}), f'setting {name}: ', ' is wanted, found ')
+
+
+def test_numbers_too_large():
+    for name, value in [('seed', 2**63), ('iterations', 16**5000), ('lr', 16**5000), ('show_at', [2**64]), ('encoder_options', dict(a=2**63))]: error(lambda: TrainConfig(**{name: value}), f'setting {name}: ', 'at most 64 bits')
+    assert TrainConfig(seed=2**63 - 1).seed == 2**63 - 1
 
 
 def test_an_endless_table_is_refused():
@@ -169,7 +174,7 @@ def test_anything_round_trips(tmp_path):
                              test_scales=tuple(rng.random() + .01 for _ in range(rng.randrange(1, 5))), show_at=tuple(rng.randrange(1, 99) for _ in range(rng.randrange(3))), seed=rng.randrange(2**63), resume=rng.random() < .5)
         write_config(config, tmp_path/'a.toml')
         back = read_config(tmp_path/'a.toml')
-        assert back == config and repr(back) == repr(config)
+        assert back == config and json.dumps(asdict(back), sort_keys=True) == json.dumps(asdict(config), sort_keys=True)    # which tells -0.0 from 0.0 and 1 from 1.0
 
 
 def test_a_written_file_teaches_its_reader(tmp_path):
@@ -204,13 +209,13 @@ def test_editors(tmp_path, content):
 
 
 @pytest.mark.parametrize('content,words', [
-    ('lr = 1\nlr = 2', ('line 2',)), ('[prompts]\na="b"\n[prompts]\nc="d"', ('line 3',)), ('prompts = {}\n[prompts]\na="b"', ('line 2',)), ('lr: 1', ('line 1',)), ('lr', ('not TOML',)), ('lr =', ('not TOML',)), ('data = VOC', ('line 1', 'quotes')),
+    ('lr = 1\nlr = 2\n', ('line 2',)), ('[prompts]\na="b"\n[prompts]\nc="d"', ('line 3',)), ('prompts = {}\n[prompts]\na="b"', ('line 2',)), ('lr: 1', ('line 1',)), ('lr', ('not TOML',)), ('lr =', ('not TOML',)), ('data = VOC', ('line 1', 'quotes')),
     ('cross = True', ('line 1',)), ('\n\ndata = "a', ('not TOML',)), ('data = "a\nb"', ('line 1',)), ('lr = 1 seed = 2', ('line 1',)), ('lr = 1e', ('line 1',)), ('{"lr": 1}', ('line 1',)), ('data = "\\q"', ('not TOML',)),
     ('lr = null', ('line 1',)), ('data = "\\ud800"', ('not TOML',)), ('data = "\\u0000"', ('setting data',)), ('lr = inf', ('setting lr', 'finite')), ('lr = -nan', ('setting lr',)), ('seed = 1.0', ('setting seed',)),
     ('cross = 1', ('setting cross',)), ('lr = "1e-4"', ('setting lr',)), ('split = 2012-01-01', ('setting split',)), ('split = 2012-01-01T00:00:00Z', ('setting split',)), ('timeout = 10:00:00', ('setting timeout',)),
     ('test_scales = 1', ('setting test_scales',)), ('test_scales = ["1"]', ('setting test_scales',)), ('[lr]\na = 1', ('setting lr',)), ('[[prompts]]\na = "b"', ('setting prompts',)), ('[training]\nlr = 1', ('training', 'not known')),
     ('[prompts]\nmouse = "a mouse"\nlr = 1', ("'lr'", 'above the first [table]')), ('[encoder_options]\ndepth = 2\nlr = 1', ("'lr'", 'above the first [table]')), ('encoder_options = {depth = {a = inf}}', ('setting encoder_options',)),
-    ('encoder_options.since = 2012-01-01', ('setting encoder_options',)), ('preset = "demo"\npreset = "demo"', ('line 2',)), ('preset = "nope"', ('preset', 'voc_mini')), ('batch_size = 8\naccumulate = 3', ('setting accumulate',)),
+    ('encoder_options.since = 2012-01-01', ('setting encoder_options',)), ('preset = "demo"\npreset = "demo"\n', ('line 2',)), ('preset = "nope"', ('preset', 'voc_mini')), ('batch_size = 8\naccumulate = 3', ('setting accumulate',)),
     ('import os\nos.system("true")', ('line 1',)), ('data = """\n!!python/object/apply:os.system\n"""\nlr = "x"', ('setting lr',))])
 def test_wrong_files(tmp_path, content, words):
     file_error(tmp_path/'mine.toml', content, *words)
@@ -230,7 +235,7 @@ def test_junk(tmp_path, content):
 def test_large_files(tmp_path):
     file_error(tmp_path/'mine.toml', b'# much ado\n'*1_000_000, 'larger than 1,048,576 bytes')
     file_error(tmp_path/'mine.toml', random.Random(0).randbytes(10_000_000), 'larger than')
-    names = {f'class {i}': f'words of class {i}' for i in range(5000)}                              # a long list of prompts is none
+    names = {f'class {i}': f'words of class {i}' for i in range(2000)}                              # a long list of prompts is none
     write_config(replace(TrainConfig(), prompts=names), tmp_path/'many.toml')
     assert read_config(tmp_path/'many.toml').prompts == names
     if Path('/dev/zero').exists(): error(lambda: read_config('/dev/zero'), '/dev/zero: larger than')
@@ -246,12 +251,6 @@ def test_files_that_are_none(tmp_path):
     file_error(tmp_path/'two\nlines.toml'.replace('\n', '_'), 'lr = ""', 'two_lines.toml')
     (tmp_path/'two\nlines.toml').write_text('lr = ""')
     error(lambda: read_config(tmp_path/'two\nlines.toml'), 'two lines.toml: setting lr')
-
-
-def test_numbers_too_large_to_write(tmp_path):
-    for config in (TrainConfig(encoder_options=dict(a=16**5000)), TrainConfig(iterations=16**5000)):
-        error(lambda: write_config(config, tmp_path/'a.toml'), 'a.toml')
-    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -292,7 +291,7 @@ def test_free_settings():
     names = {f.name for f in fields(TrainConfig)}
     assert len(set(FREE)) == len(FREE) and set(FREE) < names
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v*.5 + .01, str: lambda v: 'other', tuple: lambda v: (3,), dict: lambda v: dict(other='x')}
-    chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip', device='cpu', trackers='wandb', accumulate=2)
+    chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip', device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7)
     base = TrainConfig()
     for f in fields(TrainConfig):
         changed = replace(base, **{f.name: chosen.get(f.name, other[f.type](getattr(base, f.name)))})
@@ -311,7 +310,7 @@ def test_open_data(shapes, tmp_path):
     error(lambda: moved.open_data(), 'moved')
     error(lambda: TrainConfig().open_data(), 'setting data')
     own = replace(config, data=tmp_path/'tags.csv', image_root=shapes/'JPEGImages', mask_folder='')
-    (tmp_path/'tags.csv').write_text('image,tags\n' + ''.join(f'{n}.jpg,{"disc" if i else ""}\n' for i, n in enumerate(train.names[:3])))
+    (tmp_path/'tags.csv').write_text('image,tags\n' + ''.join(f'{n}.jpg,{";".join(train.classes) if i else ""}\n' for i, n in enumerate(train.names[:3])))
     assert len(replace(own, allow_untagged=True).open_data()) == 3 and len(own.open_data()) == 2
     error(lambda: own.open_data(part='val'), 'masks')
-    assert 'mask' in own.open_data(part='val', split='train', mask_folder=shapes/'SegmentationClass')[0]
+    assert 'mask' in own.open_data(part='val', allow_untagged=None, mask_folder=shapes/'SegmentationClass')[0]

@@ -1,0 +1,131 @@
+"Runs that are killed, starved of disk, or damaged: the same command ends with the same weights"
+import json, os, random, resource, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from safetensors.torch import load_file
+from dalnet.checkpoint import Checkpoint
+from dalnet.watch import read_log
+from test_cli import BIN, command, error_of
+
+RUN = ['--preset', 'demo', '--iterations', 24, '--seg-start', 9, '--batch-size', 4, '--warmup', 3, '--save-every', 2, '--log-every', 3, '--encoder-options', '{"drop_path_rate": 0.2}', '--eval-split', 'none']
+NOT_THE_SAME = ('seconds', 'waiting')                                                    # of a line of the log
+
+
+def start(data, out, *more, **options):
+    return subprocess.Popen([str(o) for o in (BIN/'dalnet_train', '--data', data, '--out', out, *RUN, *more)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+
+
+def same(a, b):
+    "Two runs: the same weights, moments and log, to the bit"
+    one, two = Path(a)/'iter_000024', Path(b)/'iter_000024'
+    for file in ('model.safetensors', 'optimizer.safetensors'):
+        x, y = load_file(one/file), load_file(two/file)
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), file
+    lines = [[{k: v for k, v in o.items() if k not in NOT_THE_SAME} for o in read_log(p)] for p in (a, b)]
+    assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp('run')/'whole'
+    process = start(shapes, out, '--workers', 0)
+    assert process.wait(300) == 0, process.stdout.read()
+    return out
+
+
+def wait_for_step(process, seconds):
+    "Let a process run for so long after its first line about a step"
+    for line in process.stdout:
+        if '/24 ' in line or 'to its end' in line: break
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_killed_at_six_random_moments(workers, shapes, undisturbed, tmp_path):
+    rng, out, codes = random.Random(workers), tmp_path/'run', []
+    for kill in range(6):
+        process = start(shapes, out, '--workers', workers)
+        if kill % 2: wait_for_step(process, rng.uniform(0, .6))
+        else: time.sleep(rng.uniform(4, 9))                                               # perhaps before anything is done
+        os.killpg(process.pid, signal.SIGKILL) if kill % 3 else process.send_signal(signal.SIGTERM)
+        codes.append(process.wait(60))
+    assert any(o != 0 for o in codes)
+    process = start(shapes, out, '--workers', workers)
+    assert process.wait(300) == 0, process.stdout.read()
+    same(out, undisturbed)
+    assert sorted(o.name for o in out.iterdir()) == ['iter_000022', 'iter_000024', 'log.jsonl']  # the last two, and nothing half written
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(number, shapes, undisturbed, tmp_path):
+    process = start(shapes, tmp_path/'run', '--workers', 2)
+    wait_for_step(process, 0)
+    os.killpg(process.pid, number)                                                        # as a terminal or a scheduler does: workers too
+    text = process.stdout.read()
+    assert process.wait(60) == 128 + number and 'the same command goes on' in text and 'Traceback' not in text, text
+    newest = Checkpoint.newest(tmp_path/'run')
+    assert f'iteration {Checkpoint.iteration(newest)} is saved' in text
+    process = start(shapes, tmp_path/'run', '--workers', 1)
+    assert process.wait(300) == 0
+    same(tmp_path/'run', undisturbed)
+
+
+@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:f.stat().st_size//2]), lambda f: f.write_bytes(bytes(f.stat().st_size)), lambda f: f.unlink()])
+@pytest.mark.parametrize('file', ['model.safetensors', 'optimizer.safetensors', 'config.json'])
+def test_damaged_newest_checkpoint(file, damage, shapes, undisturbed, tmp_path):
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    damage(out/'iter_000024'/file)
+    told = []
+    assert Checkpoint.newest(out, told.append).name == 'iter_000022'
+    assert len(told) == 1 and 'iter_000024: damaged' in told[0] and '\n' not in told[0]
+
+
+def test_goes_on_from_the_one_before(shapes, undisturbed, tmp_path):
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    path = out/'iter_000024/optimizer.safetensors'
+    path.write_bytes(path.read_bytes()[:-1])
+    with (out/'log.jsonl').open('a') as f: f.write('{"iteration": 27, "tot')             # torn
+    code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN)
+    assert code == 0 and 'iter_000024: damaged' in text and 'iter_000022: going on from there' in text, (text, err)
+    same(out, undisturbed)
+    code, text, _ = command('dalnet_train', '--data', shapes, '--out', out, *RUN)
+    assert code == 0 and 'trained to its end before' in text
+
+
+def test_another_run_is_not_overwritten(shapes, undisturbed):
+    line = error_of('dalnet_train', '--data', shapes, '--out', undisturbed, *RUN, '--lr', '.1')
+    assert 'lr: 0.001 there, 0.1 here' in line and 'resume' in line
+
+
+def test_full_disk(shapes, undisturbed, tmp_path):
+    "Files may not grow beyond what a checkpoint needs: the third write fails, the checkpoint before stays whole"
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    shutil.rmtree(out/'iter_000024')
+    size = (out/'iter_000022/optimizer.safetensors').stat().st_size
+    process = start(shapes, out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size//2, size//2)))
+    text = process.stdout.read()
+    assert process.wait(60) == 2 and 'Traceback' not in text, text
+    line = next(o for o in text.splitlines() if o.startswith('error: '))
+    assert 'cannot be written' in line and 'MB are free' in line
+    assert sorted(o.name for o in out.iterdir()) == ['iter_000022', 'log.jsonl']
+    assert start(shapes, out).wait(300) == 0
+    same(out, undisturbed)
+
+
+def test_start_anew(shapes, undisturbed, tmp_path):
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN, '--resume', 'false', '--iterations', 2, '--keep', 1)
+    assert code == 0 and sorted(o.name for o in out.iterdir()) == ['iter_000002', 'log.jsonl'], (text, err)
+
+
+def test_best_so_far_survives(shapes, tmp_path):
+    "Scores at intervals, the best checkpoint kept, also over a break"
+    options = ['--data', shapes, *RUN[:-2], '--iterations', 8, '--seg-start', 9, '--save-every', 4, '--score-every', 2]
+    code, text, err = command('dalnet_train', *options, '--out', tmp_path/'a')
+    assert code == 0 and text.count(': score ') == 4, (text, err)
+    best = [o.name for o in (tmp_path/'a').glob('best_*')]
+    state = json.loads((tmp_path/'a/iter_000008/config.json').read_text())['state']
+    assert best == [f'best_{state["best"][0]:06d}'] and Checkpoint.load(tmp_path/'a'/best[0])
+    shutil.rmtree(tmp_path/'a/iter_000008'); shutil.rmtree(tmp_path/'a'/best[0])
+    assert command('dalnet_train', *options, '--out', tmp_path/'a')[0] == 0
+    assert json.loads((tmp_path/'a/iter_000008/config.json').read_text())['state']['best'] == state['best']
