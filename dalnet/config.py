@@ -83,7 +83,7 @@ def _check_together(config):
     if config.low > config.high: _refuse('high', config.high, f'a number of at least low ({config.low})', 'raise it or lower low')
     if config.warmup and config.warmup_lr > config.lr: _refuse('warmup_lr', config.warmup_lr, f'a number of at most lr ({config.lr})', 'lower it, or set warmup to 0')
     if config.batch_size % config.accumulate:
-        fits = max(o for o in range(1, config.accumulate) if config.batch_size % o == 0)
+        fits = max(o for o in range(1, min(config.accumulate, config.batch_size, 1000) + 1) if config.batch_size % o == 0)
         _refuse('accumulate', config.accumulate, f'a divisor of batch_size ({config.batch_size})', f'choose e.g. {fits}')
     if config.local_crops and config.local_size > config.crop: _refuse('local_size', config.local_size, f'a number of at most crop ({config.crop})', 'lower it, or set local_crops to 0')
     if config.prompts and config.text not in ('clip', 'hash'): _refuse('prompts', config.prompts, f'no prompt beside {_shown(config.text)}, whose text is encoded already,', 'set text to "clip", or leave prompts out')

@@ -351,5 +351,5 @@ def train(
             if iteration % config.save_every == 0 or iteration == config.iterations or stopped: last = keeper.save(iteration, log)
             if stopped and iteration < config.iterations: raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
         wait()
-    accelerator.end_training()
+    for o in accelerator.trackers: o.finish()
     return last

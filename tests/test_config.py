@@ -83,7 +83,7 @@ def test_settings_share_nothing():
 
 @pytest.mark.parametrize('name,value', [
     *[(n, 0) for n in 'iterations batch_size crop local_size width seg_width seg_dilation save_every log_every keep accumulate timeout lr tau scale_min power head_lr_ratio'.split()],
-    *[(n, -1) for n in 'warmup seed workers long_side seg_start local_crops score_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low'.split()],
+    *[(n, -1) for n in 'warmup seed workers long_side seg_start local_crops score_every show_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low'.split()],
     ('seed', 2**63), ('beta', 1.1), ('blur', 2), ('jitter', 2.1), ('pseudo_scales', ()), ('test_scales', (1, 0)), ('show_at', (0,)), ('show_at', (1.5,)), ('encoder', ''), ('out', ' '), ('text', ''), ('pretrained', ''),
     ('pool', 'max'), ('similarity', 'Map'), ('tag_reduce', ''), ('augment', 'none'), ('precision', 'fp8'), ('nan', 'ignore'), ('device', 'tpu'), ('trackers', 'tensorboard,'), ('trackers', 'mlflow')])
 def test_ranges(name, value):
@@ -92,7 +92,7 @@ def test_ranges(name, value):
 
 @pytest.mark.parametrize('name,wrong,mended', [
     ('scale_max', dict(scale_min=3), dict(scale_max=3)), ('high', dict(high=.2, low=.3), dict(low=.2)), ('warmup_lr', dict(lr=1e-7), dict(warmup=0)), ('accumulate', dict(batch_size=8, accumulate=3), dict(accumulate=2)),
-    ('accumulate', dict(batch_size=4, accumulate=8), dict(accumulate=4)), ('local_size', dict(local_crops=1, local_size=500), dict(local_crops=0)), ('prompts', dict(prompts=dict(a='b'), text='a.npz'), dict(text='hash')),
+    ('accumulate', dict(batch_size=4, accumulate=8), dict(accumulate=4)), ('accumulate', dict(accumulate=2**62), dict(accumulate=1)), ('local_size', dict(local_crops=1, local_size=500), dict(local_crops=0)), ('prompts', dict(prompts=dict(a='b'), text='a.npz'), dict(text='hash')),
     ('prompts', dict(prompts=dict(a=3)), dict(prompts=dict(a='3'))), ('prompts', dict(prompts=dict(a=' ')), dict(prompts={})), ('encoder_options', dict(encoder_options=dict(seed=1)), dict(encoder_options={}))])
 def test_contradictions_and_what_mends_them(name, wrong, mended):
     error(lambda: TrainConfig(**wrong), f'setting {name}: ', ' is wanted, found ')
