@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .config import TrainConfig, differences
+from .config import TrainConfig, config_from, differences
 from .data import InputError, first_line
 from .encoder import Encoder
 from .model import DALNet
@@ -110,7 +110,8 @@ def _read_about(folder):
         if not (Path(folder)/name).is_file(): raise InputError(f'{folder}/{name}: not there: give the folder of a checkpoint')
     try:
         about = json.loads((Path(folder)/'config.json').read_text())
-        return about | dict(config=TrainConfig(**about['config']))
+        return about | dict(config=config_from(about['config'], Path(folder)/'config.json'))
+    except InputError: raise
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f'{folder}: not a dalnet checkpoint ({first_line(e)}): give one written by dalnet_train') from None
 

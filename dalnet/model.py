@@ -145,7 +145,7 @@ def pseudo_labels(
 )->PseudoLabels:
     "Labels of patches and of pixels from the CAMs of the tagged classes"
     with torch.inference_mode(): final, inter = multi_scale_cam(model, image, scales, flip, known=activations)
-    image, (H, W), (h, w) = 255*image, image.shape[-2:], activations[1].shape[-2:]
+    image, (H, W), (h, w) = 255*image.nan_to_num(), image.shape[-2:], activations[1].shape[-2:]   # what is not a number is found by its loss
     box = None if roi is None else (roi*torch.tensor([h/H, h/H, w/W, w/W], device=roi.device)).round().long()
     with torch.autocast(image.device.type, enabled=False):
         patch = cam_to_label(F.interpolate(inter, (h, w), mode='bilinear', align_corners=False), tags, high, low, box)

@@ -311,7 +311,7 @@ def _draw_if_asked(config, accelerator, iteration, batch, seen):
     strongest = (activations*tags).amax(1)
     picture = draw_panel(batch['image'], strongest/strongest.amax((1, 2), keepdim=True).clamp(min=1e-5), label, seg)
     show_panel(Path(config.out)/f'panels/iter_{iteration:06d}.png', picture)
-    for o in accelerator.trackers: o.log_images({'panel': np.asarray(picture)[None]}, step=iteration)
+    for o in accelerator.trackers: o.log_images({'panel': np.asarray(picture)[None]}, step=iteration, **dict(dataformats='NHWC') if o.name == 'tensorboard' else {})
 
 def train(
     config:TrainConfig, # every setting
