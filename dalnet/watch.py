@@ -84,7 +84,7 @@ class Log:
     def state(self)->dict: # to go on from
         "What a later `Log` needs; what is written is on the disk then"
         os.fsync(self.file.fileno())
-        return dict(sums=self.sums, seconds=self.seconds + time.perf_counter() - self.start)
+        return dict(sums={k: list(v) for k, v in self.sums.items()}, seconds=self.seconds + time.perf_counter() - self.start)
 
     def __enter__(self): return self
     def __exit__(self, *error): self.file.close()
