@@ -16,11 +16,11 @@ from fastcore.docments import docments
 from .coco import coco_report, find_coco, render_masks
 from .data import EvalTransform, InputError, dataset_kind, loading_speed, make_shapes, open_dataset, read_everything, tag_problems, tag_statistics, write_whole
 from .evaluation import evaluate_cams, evaluate_segmentation
-from .inference import CRF_ENGINES, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
+from .inference import CRF_ENGINES, PATIENCE, Predictor, check_engine, check_scales, has_segmentation, predict_files, pseudo_label_files, write_submission
 from .tagged import CHECK_FILES, opening_cost, random_table
 from .checkpoint import Checkpoint
 from .config import PRESETS, TrainConfig, config_from, read_config, write_config
-from .processes import is_main, leave, progress, resolve_device, say
+from .processes import is_main, leave, place, progress, resolve_device, say, together, wait
 from .training import dry_run, read_log, train, training_data
 from .voc import voc_report
 from .watch import Interrupted
@@ -36,7 +36,7 @@ def _command(f):
         except Interrupted as e: code, line = 128 + (e.number or signal.SIGTERM), str(e)
         except KeyboardInterrupt: code, line = 130, 'interrupted'
         else: return leave()
-        print(line, file=sys.stderr, flush=True)
+        print(line if is_main() else f'process {place()[0]}: {line}', file=sys.stderr, flush=True)
         sys.exit(code)
     return run
 
@@ -172,14 +172,15 @@ def dalnet_eval(
     parser.add_argument('--out', help='JSON file to write; default: scores_SPLIT.json in the checkpoint\'s folder')
     parser.add_argument('--submission', metavar='ARCHIVE', help='write masks for the VOC test server into this .tar.gz or .zip instead of scoring; no masks or tags are read')
     args = parser.parse_args(argv)
-    crf, device = None if args.crf == 'none' else args.crf, resolve_device(args.device)
+    crf, device = None if args.crf == 'none' else args.crf, resolve_device(args.device, PATIENCE)
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
     if crf: check_engine(crf)
     model, config = Checkpoint.load(args.checkpoint, device)
     if args.submission:
         dataset = open_dataset(args.data or config.data, args.split or 'test', 'none', allow_untagged=True)
-        return print(f'{len(dataset)} masks written: {write_submission(Predictor(args.checkpoint, device, args.scales, args.flip, crf), dataset, args.submission)}')
+        archive = write_submission(Predictor(args.checkpoint, device, args.scales, args.flip, crf), dataset, args.submission)
+        return say(f'{len(dataset)} masks written: {archive}')
     seg = has_segmentation(args.checkpoint)
     if args.what == 'segmentation' and not seg: raise InputError(f'{args.checkpoint}: its segmentation head was not trained (weight_seg, seg_start): it has CAMs only')
     dataset = _eval_data(config, args.split, args.data, args.tags, args.mask_folder, tuple(model.names))
@@ -195,6 +196,7 @@ def _report(done, before, failures, out):
     "One line of summary, one for each failure; exit code 1 if there is any"
     say(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
     for o in failures if is_main() else []: print(f'failed: {o}', file=sys.stderr)
+    with together(): wait()                                                # a launcher stops all when the first leaves with an error
     if failures: sys.exit(1)
 
 @_command

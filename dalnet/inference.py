@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .cam import multi_scale_cam, normalize_cam
-from .data import EvalTransform, ImageDataset, InputError, TarMember, first_line, load_image, open_dataset, palette, save_mask, tar_images, to_rgb, write_whole
+from .data import EvalTransform, ImageDataset, InputError, TarMember, first_line, load_image, palette, save_mask, tar_images, to_rgb, write_whole
 from .images import upright_size
 from .lattice import PermutohedralLattice, bilateral_features, position_features
 from .model import DALNet
@@ -440,8 +440,7 @@ def pseudo_label_files(
     check_scales(scales)
     options = dict(scales=list(scales), flip=flip, high=config.high if high is None else high, low=config.low if low is None else low)
     if not 0 <= options['low'] <= options['high'] <= 1: raise InputError(f'thresholds low {options["low"]} and high {options["high"]}: give numbers from 0 to 1, low not above high')
-    dataset = open_dataset(data or config.data, split or ('' if data else config.split), tags or ('auto' if data else config.tags), EvalTransform(config.long_side), image_root='' if data else config.image_root,
-                           classes=tuple(model.names), allow_untagged=config.allow_untagged, skip_bad=config.skip_bad, sbd='' if data else config.sbd)
+    dataset = config.open_data(EvalTransform(config.long_side), data or '', split=split or None, tags=tags or None, classes=tuple(model.names))
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {checkpoint}: give data with the same classes')
     about = dict(weights=f'{zlib.crc32((Path(checkpoint)/"model.safetensors").read_bytes()):08x}', tags=str(tags or config.tags), classes=['background', *dataset.classes], **options)
     _keep_settings(out, about)

@@ -12,7 +12,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from .data import InputError, first_line
 
@@ -61,7 +60,7 @@ def add_up(
 )->torch.Tensor: # the same in every process, where `counts` was
     "Sum over all processes"
     if place()[1] == 1: return counts
-    total = counts.to(PartialState().device, copy=True)                  # NCCL adds on GPUs only
+    total = counts.to('cuda' if dist.get_backend() == 'nccl' else 'cpu', copy=True)   # NCCL adds on GPUs only
     dist.all_reduce(total)
     return total.to(counts.device)
 
@@ -69,11 +68,14 @@ def gather(
     found:list # of this process
 )->list: # of all, in the order of the processes
     "Lists of all processes in one"
-    return gather_object(found) if place()[1] > 1 else found
+    if place()[1] == 1: return found
+    each = [None]*place()[1]
+    dist.all_gather_object(each, found)
+    return [o for part in each for o in part]
 
 def wait():
     "Wait until all processes are here"
-    if place()[1] > 1: PartialState().wait_for_everyone()
+    if place()[1] > 1: dist.barrier()
 
 def leave():
     "Part from the other processes at the end"

@@ -118,7 +118,7 @@ def test_voc_mini_makes_steps_on_real_images(voc, tmp_path):
                              '--iterations', 3, '--batch-size', 2, '--warmup', 1, '--log-every', 1, '--seg-start', 2, '--show-at', '3', '--eval-split', 'none')
     assert code == 0, err
     log = [json.loads(o) for o in (tmp_path/'run/log.jsonl').read_text().splitlines()]
-    assert len(log) == 3 and set(log[0]) == {'iteration', 'lr', 'seconds', 'waiting', 'cls', 'inter', 'im', 'ex', 'ptc', 'total'}
+    assert len(log) == 3 and set(log[0]) == {'iteration', 'lr', 'seconds', 'waiting', 'cls', 'inter', 'im', 'ex', 'ptc', 'total', 'grad'}
     assert set(log[2]) == set(log[0]) | {'seg', 'reg'}
     assert all(np.isfinite(v) for o in log for v in o.values())
     assert (tmp_path/'run/panels/iter_000003.png').is_file()
