@@ -351,7 +351,7 @@ def dalnet_demo(
     args = parser.parse_args(argv)
     out, n = Path(args.out), 40 if args.quick else 600
     root = make_shapes(out/'shapes', n, args.seed, size=128, val=.2)
-    base = replace(PRESETS['demo'], data=str(root), seed=args.seed)
+    base = replace(PRESETS['demo'], data=str(root), seed=args.seed, resume=False)
     if args.quick: base = replace(base, iterations=3, warmup=1, save_every=3, seg_start=1)
     dataset, table = open_dataset(root, part='val', masks=True), []
     rows = {'without alignment': (0, 0), 'GIA': (1, 0), 'LEA': (0, 1), 'GIA + LEA': (1, 1)}

@@ -9,13 +9,14 @@ __all__ = ['Timed', 'read_log', 'Log', 'draw_panel', 'show_panel', 'report_skipp
 # %% ../nbs/11d_watch.ipynb #29b17a82
 import json, os, signal, sys, threading, time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 import matplotlib
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from fastprogress.fastprogress import IN_NOTEBOOK, format_time
-from .data import palette, write_whole
+from .data import InputError, palette, write_whole
 
 # %% ../nbs/11d_watch.ipynb #b18f5174
 class Timed:
@@ -76,7 +77,8 @@ class Log:
         here, waiting = now - self.start, self.batches.waited/(now - self.last)
         self.last, self.batches.waited, self.sums = now, 0., {}
         line = dict(iteration=iteration, lr=lr, seconds=round(self.seconds + here, 2), waiting=round(waiting, 4), **{k: round(v, 5) for k, v in means.items()})
-        self.file.write(json.dumps(line) + '\n'); self.file.flush()
+        try: self.file.write(json.dumps(line) + '\n'); self.file.flush()
+        except OSError as e: raise InputError(f'{self.file.name}: the log cannot be written ({e.strerror}): make room; the same command then goes on from the last checkpoint') from None
         self.track(line, step=iteration)
         left = here/(iteration - self.first)*(self.total - iteration)
         if not shown: print(f'{iteration}/{self.total} {text} {format_time(self.seconds + here)}<{format_time(left)}', flush=True)
@@ -87,7 +89,8 @@ class Log:
         return dict(sums={k: list(v) for k, v in self.sums.items()}, seconds=self.seconds + time.perf_counter() - self.start)
 
     def __enter__(self): return self
-    def __exit__(self, *error): self.file.close()
+    def __exit__(self, *error):
+        with suppress(OSError): self.file.close()                           # a full disk was said before
 
 # %% ../nbs/11d_watch.ipynb #ba600456
 def draw_panel(
