@@ -328,7 +328,7 @@ def train(
     model, optimizer, state = _build(config, text, accelerator, found)
     if found: say(f'{found}: going on from there')
     step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
-    if config.trackers: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()})
+    if config.trackers: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()}, dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {})
     report_skipped(dataset.skipped if is_main() else [], out)
     keeper, check = _Keeper(config, model, text, optimizer, accelerator, state), _FiniteCheck(config)
     batches = Timed(load_batches(dataset, config, start, accelerator.device.type == 'cuda'))
@@ -344,6 +344,7 @@ def train(
             if check(values, iteration, batch['name']):
                 stepper.step()
                 if is_main(): log(iteration, values, lr, bar)
+            elif accelerator.scaler: accelerator.scaler.update()               # fp16: forget this step's gradients
             if config.skip_bad: report_skipped([o for line in batch['skipped'] for o in line.splitlines()], out)
             _draw_if_asked(config, accelerator, iteration, batch, seen)
             if score and config.score_every and iteration % config.score_every == 0: keeper.rate(iteration, score)

@@ -1,7 +1,7 @@
 "Several processes: the losses of one, and what happens when one of them dies"
 import json, os, re, signal, socket, subprocess, sys, time
 from pathlib import Path
-import pytest, torch
+import psutil, pytest, torch
 from safetensors.torch import load_file
 from dalnet.checkpoint import Checkpoint
 from test_cli import BIN, command
@@ -114,3 +114,15 @@ def test_what_cannot_be_shared(shapes, tmp_path):
     processes = launch(3, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN)
     texts = [o.communicate(timeout=100)[0] for o in processes]
     assert all(o.returncode == 2 for o in processes) and all('batch_size: 4 images cannot be shared by 3 processes' in o for o in texts), texts
+
+
+def test_torchrun_restarts_what_was_killed(shapes, tmp_path):
+    command = [BIN/'torchrun', '--nproc-per-node', 2, '--master-port', 29519, '--max-restarts', 1, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
+    launcher = subprocess.Popen([str(o) for o in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    path, end = tmp_path/'run/log.jsonl', time.monotonic() + 120
+    while not (path.is_file() and path.read_text().count('\n') > 8) and time.monotonic() < end: time.sleep(.1)
+    copies = [o for o in psutil.Process(launcher.pid).children() if 'dalnet_train' in ' '.join(o.cmdline())]
+    assert len(copies) == 2
+    copies[1].kill()
+    text = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 0 and ': going on from there' in text and '40/40' in text, text
