@@ -10,6 +10,7 @@ from dalnet.data import IGNORE, InputError
 from dalnet.encoder import read_weights
 from dalnet.model import PseudoLabels, losses, pseudo_labels, total_loss
 from dalnet.refine import PAR
+from dalnet.text import encode_text
 from dalnet.training import TrainStep, build_model, build_text, train, training_data
 from dalnet.watch import read_log
 from test_bad_data import one_line
@@ -124,6 +125,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, config):
     for name in ('evil.pth', 'evil.bin'):
         one_line(lambda: read_weights(tmp_path/name), name)
         one_line(lambda: train(replace(config, pretrained=str(tmp_path/name))), name)
+        one_line(lambda: encode_text(('cat',), 'ViT-B-32', str(tmp_path/name)), name)
     assert not (tmp_path/'owned.txt').exists()
 
 
