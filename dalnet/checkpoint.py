@@ -140,6 +140,8 @@ def load(cls:Checkpoint,
     return model.to(device).eval(), about['config']
 
 # %% ../nbs/11c_checkpoint.ipynb #4abad69a
+def _number(folder): return len(folder.name), folder.name                  # iter_1000000 comes after iter_999000
+
 def _damage(folder):
     "What is wrong with the files of a checkpoint, or an empty string"
     try:
@@ -154,7 +156,7 @@ def newest(cls:Checkpoint,
     report:Callable=print # is told of each damaged checkpoint in a line
 )->Path|None: # None where there is no whole one
     "The newest whole checkpoint of a run"
-    for folder in sorted(Path(out).glob('iter_*'), reverse=True):
+    for folder in sorted(Path(out).glob('iter_*'), key=_number, reverse=True):
         if not (what := _damage(folder)): return folder
         report(f'{folder}: damaged ({what}): it is passed over')
 
@@ -168,10 +170,12 @@ def iteration(cls:Checkpoint,
 @patch(cls_method=True)
 def prune(cls:Checkpoint,
     out:str|Path, # folder of a run
-    keep:int=2 # newest checkpoints to keep
+    keep:int=2, # newest checkpoints to keep
+    last:Path|None=None # the one just written; those with more iterations are damaged and do not count
 ):
     "Remove older checkpoints, and what a process that was killed has left half written"
-    for folder in [*sorted(Path(out).glob('iter_*'))[:-keep], *Path(out).glob('.part-*')]: shutil.rmtree(folder, ignore_errors=True)
+    found = sorted((o for o in Path(out).glob('iter_*') if last is None or _number(o) <= _number(last)), key=_number)
+    for o in (*found[:-keep], *Path(out).glob('.part-*')): o.unlink() if o.is_file() else shutil.rmtree(o, ignore_errors=True)
 
 # %% ../nbs/11c_checkpoint.ipynb #ee73d23e
 def check_same(

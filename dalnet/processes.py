@@ -16,6 +16,13 @@ from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from .data import InputError, first_line
 
 # %% ../nbs/11b_processes.ipynb #a5a5e053
+def _meet(backend, timeout):
+    "Let the processes find each other; those that torchrun started again do not look for their dead forerunners"
+    if backend == 'nccl': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    store, rank, n = next(dist.rendezvous('env://', timeout=timeout))
+    store = dist.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=timeout)
+
 def resolve_device(
     name:str, # "cpu", "cuda", or "auto"
     timeout:int=600 # seconds without an answer after which another process is taken for dead
@@ -23,8 +30,15 @@ def resolve_device(
     "The device that a setting means; joins the processes that a launcher started"
     if name == 'cuda' and not torch.cuda.is_available(): raise InputError('device cuda: PyTorch finds no GPU here: choose "cpu" or "auto"')
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if 'WORLD_SIZE' not in os.environ and int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1: raise InputError('Slurm started several copies that do not know each other: let srun start torchrun, one task on each machine')
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: return name
-    state = PartialState(cpu=name == 'cpu', timeout=timedelta(seconds=timeout))
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if name == 'cuda' and here > torch.cuda.device_count(): raise InputError(f'{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each GPU, or set device to "cpu"')
+    os.environ.setdefault('TORCH_NCCL_BLOCKING_WAIT', '1')                 # a lost process becomes an error here, not an abort
+    try:
+        if not dist.is_initialized(): _meet('gloo' if name == 'cpu' else 'nccl', timedelta(seconds=timeout))
+        state = PartialState(cpu=name == 'cpu')
+    except (RuntimeError, ValueError) as e: raise InputError(f'the other processes cannot be reached ({first_line(e)}): see whether all were started, with the same MASTER_ADDR and a free port') from None
     return name if name == 'cpu' else str(state.device)
 
 def place()->tuple[int,int]: # number of this process, from 0, and how many there are

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 from .checkpoint import Checkpoint, build_model, build_text, check_same
 from .config import PRESETS, TrainConfig
-from .data import ImageDataset, InputError, TrainTransform
+from .data import ImageDataset, InputError, TrainTransform, first_line
 from .model import DALNet, PseudoLabels, denominators, label_counts, losses, pseudo_labels, total_loss
 from .processes import add_up, gather, is_main, place, progress, resolve_device, say, together, wait
 from .refine import PAR
@@ -197,12 +197,12 @@ class _FiniteCheck:
 
     def __call__(self, values, iteration, names):
         "Whether the step may be taken"
-        wrong = [k for k, v in values.items() if not np.isfinite(v) and not (k == 'grad' and self.config.precision == 'fp16')]
-        if not wrong: self.in_a_row = 0; return True
-        self.in_a_row += 1
+        wrong = [k for k, v in values.items() if not np.isfinite(v)]
+        self.in_a_row = self.in_a_row + 1 if wrong else 0
+        if not wrong or (wrong == ['grad'] and self.config.precision == 'fp16' and self.in_a_row <= 30): return True  # the scaler's own business
         what = ', '.join(f'{"the gradient" if k == "grad" else f"loss {k}"} is {values[k]}' for k in wrong)
         line = f'iteration {iteration}: {what}; images {", ".join(gather(list(names)))}'
-        if self.config.nan == 'stop' or self.in_a_row > 10: raise InputError(f'{line}: lower lr, look at these images, or set nan to "skip" (this was number {self.in_a_row} in a row); the same command goes on from the last checkpoint')
+        if self.config.nan == 'stop' or self.in_a_row > 10: raise InputError(f'{line}: look at these images; set nan to "skip" to go on from the last checkpoint without such steps, or begin anew with a lower lr (this was number {self.in_a_row} in a row)')
         say(f'skipped: {line}')
         return False
 
@@ -211,8 +211,10 @@ class _FiniteCheck:
 def _memory(config):
     "Say in one line that the memory is too small"
     try: yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise InputError(f'out of memory with {config.batch_size//place()[1]//config.accumulate} images of {config.crop} x {config.crop} at once: raise accumulate, set grad_checkpointing to true, precision to "bf16", or lower crop or batch_size') from None
+    except (MemoryError, RuntimeError) as e:                                # torch.OutOfMemoryError is one
+        if 'DataLoader worker' in str(e): raise InputError(f'a process that loads images died ({first_line(e)}): if memory or /dev/shm are too small, lower workers') from None
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
+        raise InputError(f'out of memory with {config.batch_size//place()[1]//config.accumulate} images of {config.crop} x {config.crop} at once: raise accumulate or set grad_checkpointing to true, and go on; or begin anew with precision "bf16", a smaller crop or batch_size') from None
 
 def _build(config, text, accelerator, found=None):
     "Network and optimiser, and the state of a checkpoint to go on from"
@@ -233,8 +235,9 @@ def dry_run(
     "Check all that a run needs, and take real steps of the largest shape, writing nothing"
     accelerator, dataset = start_engine(config), dataset or training_data(config)
     text, device = build_text(config, dataset.classes), accelerator.device
-    model, optimizer, _ = _build(config, text, accelerator)
-    step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
+    with _memory(config), together():
+        model, optimizer, _ = _build(config, text, accelerator)
+        step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
     batch, segments, seconds = _to(next(iter(load_batches(dataset, replace(config, workers=0)))), device), (False, bool(config.weight_seg or config.weight_reg)), {}
     with _memory(config), together():
         for segment in segments:
@@ -259,6 +262,7 @@ def dry_run(
                 seconds=f'{seconds[False]:.2f} a step, {seconds[segments[1]]:.2f} with segmentation, loading not counted', time=f'{hours:.2f} hours for {config.iterations:,} iterations', disk=f'{wanted/1e9:.2f} of {free/1e9:,.1f} GB free')
 
 # %% ../nbs/11_training.ipynb #f0ab88c3
+@together()
 def _where_to_start(config, text):
     "The checkpoint to go on from, or None"
     out, found = Path(config.out), None
@@ -271,6 +275,7 @@ def _where_to_start(config, text):
         if not config.resume:
             for o in (*out.glob('iter_*'), *out.glob('best_*')): shutil.rmtree(o)
     wait()
+    if not all(gather([out.is_dir()])): raise InputError(f'{out}: not every process sees this folder: give an out on a disk that all of them share')
     return found
 
 class _Keeper:
@@ -286,7 +291,7 @@ class _Keeper:
         if is_main():
             state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None)
             Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state)
-            Checkpoint.prune(self.out, self.config.keep)
+            Checkpoint.prune(self.out, self.config.keep, folder)
         return folder
 
     def rate(self, iteration, score):
@@ -309,9 +314,14 @@ def _draw_if_asked(config, accelerator, iteration, batch, seen):
     activations, label, seg = seen
     tags = batch['tags'][:len(activations), :, None, None]
     strongest = (activations*tags).amax(1)
-    picture = draw_panel(batch['image'], strongest/strongest.amax((1, 2), keepdim=True).clamp(min=1e-5), label, seg)
+    picture = draw_panel(batch['image'][:len(activations)], strongest/strongest.amax((1, 2), keepdim=True).clamp(min=1e-5), label, seg)
     show_panel(Path(config.out)/f'panels/iter_{iteration:06d}.png', picture)
     for o in accelerator.trackers: o.log_images({'panel': np.asarray(picture)[None]}, step=iteration, **dict(dataformats='NHWC') if o.name == 'tensorboard' else {})
+
+def _start_trackers(config, accelerator):
+    "TensorBoard below the run's folder, Weights & Biases as the user is logged in"
+    try: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()}, dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {})
+    except Exception as e: raise InputError(f'setting trackers: {first_line(e)}: log in (wandb login), set WANDB_MODE=offline, or leave it out') from None
 
 def train(
     config:TrainConfig, # every setting
@@ -325,10 +335,11 @@ def train(
     found = _where_to_start(config, text)
     start = Checkpoint.iteration(found) if found else 0
     if start >= config.iterations: say(f'{found}: trained to its end before'); return found
-    model, optimizer, state = _build(config, text, accelerator, found)
+    with _memory(config), together():
+        model, optimizer, state = _build(config, text, accelerator, found)
+        step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
     if found: say(f'{found}: going on from there')
-    step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
-    if config.trackers: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()}, dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {})
+    if config.trackers: _start_trackers(config, accelerator)
     report_skipped(dataset.skipped if is_main() else [], out)
     keeper, check = _Keeper(config, model, text, optimizer, accelerator, state), _FiniteCheck(config)
     batches = Timed(load_batches(dataset, config, start, accelerator.device.type == 'cuda'))
@@ -343,14 +354,14 @@ def train(
             values, seen = take_step(accelerator, step, stepper, batch, segment, config)
             if check(values, iteration, batch['name']):
                 stepper.step()
-                if is_main(): log(iteration, values, lr, bar)
+                if is_main(): log(iteration, {k: v for k, v in values.items() if np.isfinite(v)}, lr, bar)
             elif accelerator.scaler: accelerator.scaler.update()               # fp16: forget this step's gradients
             if config.skip_bad: report_skipped([o for line in batch['skipped'] for o in line.splitlines()], out)
             _draw_if_asked(config, accelerator, iteration, batch, seen)
             if score and config.score_every and iteration % config.score_every == 0: keeper.rate(iteration, score)
-            stopped = place()[1] > 1 and add_up(torch.tensor([stop.heard])).item() or stop.heard
+            stopped = add_up(torch.tensor([stop.heard])).item()                # heard by any process
             if iteration % config.save_every == 0 or iteration == config.iterations or stopped: last = keeper.save(iteration, log)
-            if stopped and iteration < config.iterations: raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
+            if stopped: wait(); raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
         wait()
     for o in accelerator.trackers: o.finish()
     return last

@@ -55,7 +55,9 @@ class Log:
         track:Callable=lambda values, step: None # is given each line's numbers too
     ):
         path, before = Path(out)/'log.jsonl', [o for o in read_log(out) if o['iteration'] <= start] if start and (Path(out)/'log.jsonl').is_file() else []
-        write_whole(path, lambda o: o.write_text(''.join(json.dumps(line) + '\n' for line in before)))
+        def save(part):
+            with open(part, 'w') as f: f.writelines(json.dumps(line) + '\n' for line in before); f.flush(); os.fsync(f.fileno())
+        write_whole(path, save)
         self.file, self.total, self.every, self.first, self.track, self.batches = open(path, 'a'), total, every, start, track, batches or Timed([])
         self.sums, self.seconds = (state or {}).get('sums', {}), (state or {}).get('seconds', 0.)
         self.start = self.last = time.perf_counter()

@@ -117,7 +117,7 @@ def test_what_cannot_be_shared(shapes, tmp_path):
 
 
 def test_torchrun_restarts_what_was_killed(shapes, tmp_path):
-    command = [BIN/'torchrun', '--nproc-per-node', 2, '--master-port', 29519, '--max-restarts', 1, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
+    command = [BIN/'torchrun', '--standalone', '--nproc-per-node', 2, '--max-restarts', 1, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
     launcher = subprocess.Popen([str(o) for o in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
     path, end = tmp_path/'run/log.jsonl', time.monotonic() + 120
     while not (path.is_file() and path.read_text().count('\n') > 8) and time.monotonic() < end: time.sleep(.1)

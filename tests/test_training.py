@@ -36,7 +36,7 @@ class Poisoned(torch.utils.data.Dataset):
 
 def test_nan_stops_with_term_iteration_and_images(config):
     data = training_data(config)
-    line = one_line(lambda: train(config, Poisoned(data, data.names[4])), 'loss cls is nan', data.names[4], 'iteration ', 'lower lr')
+    line = one_line(lambda: train(config, Poisoned(data, data.names[4])), 'loss cls is nan', data.names[4], 'iteration ', 'a lower lr')
     assert line.count(', ') >= 3 and not list(Path(config.out).glob('iter_*'))
 
 
@@ -176,3 +176,20 @@ def test_settings_as_a_file(shapes, tmp_path):
     assert code == 0 and [o.name for o in (tmp_path/'run').glob('iter_*')] == ['iter_000002'], err
     (tmp_path/'run.toml').write_text('preset = "demo"\niteratons = 3\n')
     assert 'iterations' in error_of('dalnet_train', '--config', tmp_path/'run.toml')
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_panels_of_a_step_in_parts(accumulate, config):
+    train(replace(config, batch_size=4, accumulate=accumulate, show_at=(1, 3), iterations=3, save_every=3))
+    assert len(list(Path(config.out).glob('panels/*.png'))) == 2
+
+
+def test_damaged_checkpoints_do_not_crowd_out_new_ones(config):
+    run = replace(config, save_every=1, keep=1)
+    last = train(run)
+    (last/'model.safetensors').write_bytes(b'torn')
+    (Path(config.out)/'.part-1-log.jsonl').write_text('{')
+    whole = Path(config.out)/'iter_000002'
+    Checkpoint.save(whole, *(lambda m: (m, run, build_text(run, m.names)))(build_model(run, build_text(run, training_data(run).classes))), 2)
+    Checkpoint.prune(config.out, 1, whole)
+    assert sorted(o.name for o in Path(config.out).iterdir()) == ['iter_000002', 'iter_000006', 'log.jsonl'] and Checkpoint.newest(config.out) == whole
