@@ -10,7 +10,7 @@ __all__ = ['poly_lr', 'param_groups', 'SampleStream', 'load_batches', 'training_
 # %% ../nbs/11_training.ipynb #ecd11826
 import shutil, time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -361,7 +361,10 @@ def train(
             if score and config.score_every and iteration % config.score_every == 0: keeper.rate(iteration, score)
             stopped = add_up(torch.tensor([stop.heard])).item()                # heard by any process
             if iteration % config.save_every == 0 or iteration == config.iterations or stopped: last = keeper.save(iteration, log)
-            if stopped: wait(); raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
+            if stopped:
+                with suppress(RuntimeError): wait()                        # for the checkpoint; who is through it first may be gone
+                if place()[1] > 1: time.sleep(1)
+                raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
         wait()
     for o in accelerator.trackers: o.finish()
     return last
