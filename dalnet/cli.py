@@ -37,7 +37,9 @@ def _command(f):
         except KeyboardInterrupt: code, line = 130, 'interrupted'
         else: return leave()
         print(line if is_main() else f'process {place()[0]}: {line}', file=sys.stderr, flush=True)
-        sys.exit(code)
+        if place()[1] == 1: sys.exit(code)
+        sys.stdout.flush()
+        os._exit(code)                                                    # an orderly end can abort where a connection to a lost process still has a thread
     return run
 
 # %% ../nbs/15_cli.ipynb #60455862
