@@ -70,6 +70,7 @@ def add_config_options(
         kind = {bool: _flag, dict: _options, tuple: _numbers}.get(f.type, f.type)
         parser.add_argument(f'--{f.name}', f'--{f.name.replace("_", "-")}', type=kind, default=None, metavar=f.type.__name__.upper(), help=(docs[f.name] or '').replace('%', '%%'))
 
+# %% ../nbs/15_cli.ipynb #ad01e146
 def parse_config(
     argv:list|None=None, # arguments; None = sys.argv
     description:str='', # of the command
@@ -100,6 +101,7 @@ def _scored_data(config, args, classes):
         return say('no masks are named (--mask-folder): nothing will be scored')
     return _eval_data(config, args.eval_split, args.eval_data, classes=classes)
 
+# %% ../nbs/15_cli.ipynb #2d4737b4
 def _table(scores):
     "One line for each label, one column for each kind of score"
     columns = {f'{k} > {o.best}': (o.best_iou, o.miou) for k in ('inter', 'cam') if (o := scores.get(k))}

@@ -135,6 +135,7 @@ def _render_to(job):
     except InputError as e: return path.stem, str(e)
     write_whole(path, lambda o: save_mask(mask, o))
 
+# %% ../nbs/00h_coco.ipynb #4f56fe40
 def render_masks(
     annotations:str|Path, # instances_*.json
     processes:int|None=None, # that share the images; None = one for each core
@@ -213,6 +214,7 @@ class COCODataset(ImageDataset):
         if path.is_file() or self.tags[i].any(): return load_mask(path, len(self.classes), size)
         return torch.zeros(tuple(size), dtype=torch.int64)               # an image without objects
 
+# %% ../nbs/00h_coco.ipynb #be00d315
 def _number(name):
     "The number in a COCO file name, or None"
     found = re.fullmatch(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})', Path(name).stem)

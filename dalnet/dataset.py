@@ -97,6 +97,7 @@ def keep_good(
     if bad and not good: raise InputError(f'all {len(bad)} images are bad; the first: {bad[0]}')
     return good, bad
 
+# %% ../nbs/00d_dataset.ipynb #d39b9c03
 def read_lines(
     path:str|Path, # UTF-8 text file
     numbered:bool=False # give (number, line), counted from 1

@@ -143,6 +143,7 @@ def save_mask(
     image.putpalette(palette().ravel().tolist())
     image.save(path, 'PNG')
 
+# %% ../nbs/00a_images.ipynb #24cde27d
 def load_mask(
     path:str|Path, # PNG of labels
     n_classes:int, # foreground classes

@@ -49,6 +49,7 @@ def _batches(rows:Iterable, path, problems, size=65536)->Iterator[_Batch]:
         if len(block) == size: yield pack(); block = []
     if block: yield pack()
 
+# %% ../nbs/00e_index.ipynb #96068476
 def _encode(batch, ids):
     "One Arrow record batch; `ids` (tag -> number) grows"
     flat, offsets = pc.utf8_trim_whitespace(pc.fill_null(batch.tags.flatten(), '')), batch.tags.offsets.to_numpy() - batch.tags.offsets[0].as_py()
@@ -76,6 +77,7 @@ def _columns(names, where):
         raise InputError(f'{where}: the header has no column for {"the image" if image is None else "the tags"}, found "{",".join(map(str, names))[:80]}": the first line must name the columns, e.g. "image,tags"')
     return image, tags, low.get('split')
 
+# %% ../nbs/00e_index.ipynb #2b5f81af
 def _read_csv(path, problems, sep=','):
     "Batches of a CSV or TSV"
     try:
@@ -106,6 +108,7 @@ def _read_csv(path, problems, sep=','):
             yield _Batch(names, lists, rows, block[split] if split else None)
     except pa.ArrowInvalid as e: raise InputError(f'{path}: not readable as a table ({first_line(e)}): save it as UTF-8 with a header and quotes where they are needed') from None
 
+# %% ../nbs/00e_index.ipynb #532ed71f
 def _choices(text):
     "The tags in a cell of Label Studio's CSV: one as it is, several as JSON"
     try: return json.loads(text)['choices'] if text.startswith('{') else [text]
@@ -128,6 +131,7 @@ def _record(record, where):
     if not isinstance(record.get(split), (str, type(None))): raise InputError(f'{where}: the split is {json.dumps(record[split])[:60]}: give a string')
     return _local(record[image]), _tag_list(record[tags], where), record.get(split)
 
+# %% ../nbs/00e_index.ipynb #b25e9f54
 def _read_jsonl(path, problems):
     "Batches of JSON lines"
     def rows():
@@ -185,6 +189,7 @@ def _read_cvat(path, problems):
     if not any(o[1] for o in images): raise InputError(f'{path}: no image has a <tag>: label images as a whole in CVAT, or give a CSV')
     yield from _batches(images, path, problems)
 
+# %% ../nbs/00e_index.ipynb #5552a56b
 def _label_studio(tasks, path):
     "Rows of Label Studio's JSON and JSON-MIN"
     for n, task in enumerate(tasks, 1):
@@ -260,6 +265,7 @@ def _read_parts(tables, problems):
             name = pc.binary_join_element_wise(table.parent.name, batch.image, '/')
             yield batch._replace(image=name, split=pa.array([table.parent.name]*len(name)))
 
+# %% ../nbs/00e_index.ipynb #f798e031
 def tar_images(
     path:str|Path # .tar, not compressed
 )->Iterator[tuple]: # (name, offset, size, {ending: (offset, size)}) of each image; offsets in bytes
@@ -304,6 +310,7 @@ class TarMember(NamedTuple):
     def __str__(self): return f'{self.archive}, {self.name}'
     def load(self): return load_image(self, read_member(self.archive, self.offset, self.size))  # RGB
 
+# %% ../nbs/00e_index.ipynb #738a6761
 def _sidecar(path, name, files):
     "Tags in the file that goes with an image of a shard"
     for ending, read in dict(json=lambda o: _side_json(json.loads(o)), txt=lambda o: o.decode().strip().split(';'), cls=lambda o: o.decode().replace(',', ' ').split()).items():
@@ -358,6 +365,7 @@ def _key(what):
     else: stamp = [(str(o.resolve()), (s := o.stat()).st_size, s.st_mtime_ns) for o in files]
     return hashlib.blake2b(repr((2, str(files[0].resolve()), stamp)).encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()
 
+# %% ../nbs/00e_index.ipynb #d1d8118f
 _LEAVES = r'(^|[/\\])\.\.([/\\]|$)'
 
 def _unusable(table, what):
@@ -375,6 +383,7 @@ def _unusable(table, what):
             lines[b] = f'{where(b)}: "{images[b].as_py()[:200]}" ' + ('is listed twice (see also row ' + str(table['row'][a].as_py()) + '): keep one' if images[a] == images[b] else f'would give its results the name of "{images[a].as_py()[:200]}": rename one')
     return lines
 
+# %% ../nbs/00e_index.ipynb #f42bbe80
 def build_index(
     source:str|Path # what `find_source` knows
 )->Path: # folder with index.arrow and about.json

@@ -353,6 +353,7 @@ def _source(image):
     path, more = (image.archive, dict(archive=image.archive.name, offset=image.offset)) if isinstance(image, TarMember) else (image, {})
     return dict(name=image.name, bytes=image.size if more else path.stat().st_size, modified_ns=path.stat().st_mtime_ns, **more)
 
+# %% ../nbs/12_inference.ipynb #64cd20b0
 def predict_files(
     predictor:Predictor, # labels them
     inputs:Sequence, # files, folders, globs, and .tar archives

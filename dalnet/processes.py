@@ -41,6 +41,7 @@ def resolve_device(
     except (RuntimeError, ValueError) as e: raise InputError(f'the other processes cannot be reached ({first_line(e)}): see whether all were started, with the same MASTER_ADDR and a free port') from None
     return name if name == 'cpu' else str(state.device)
 
+# %% ../nbs/11b_processes.ipynb #6a61e84a
 def place()->tuple[int,int]: # number of this process, from 0, and how many there are
     "Which process this is"
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

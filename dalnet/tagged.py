@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pyarrow as pa
 import pyarrow.compute as pc
+from fastcore.basics import patch
 from scipy import sparse
 from .dataset import ImageDataset, check_classes, keep_good, read_classes
 from .images import InputError, check_image, load_mask, open_image
@@ -34,6 +35,7 @@ def below(
         if Path(name).is_relative_to(o): return str(Path(name).relative_to(o))
     raise InputError(f'"{name}" lies outside of {root}: give the folder that holds the images (--image-root)')
 
+# %% ../nbs/00f_tagged.ipynb #deec94df
 CHECK_FILES = 100_000  # a dataset of at most so many images looks at every file when it is opened
 
 class TaggedImageDataset(ImageDataset):
@@ -74,40 +76,6 @@ class TaggedImageDataset(ImageDataset):
         self.kept, self.tags, self.skipped = np.asarray(self.kept)[good], self.tags[good], self.skipped + bad
         self._connect()
 
-    def _choose(self, table, split, part, left_out):
-        "Numbers of the rows of a split"
-        said = table['split'].null_count < len(table)
-        given, split = pc.fill_null(table['split'], '').unique().to_pylist() if said else [], split.lower()
-        if split and not given: raise InputError(f'{self.source}: there are no splits in it, "{split}" was asked for: leave --split out, or add a column "split"')
-        wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else '')
-        if wanted == 'val': wanted = next((o for o in ('val', 'validation', 'valid') if o in given), wanted)
-        if given and wanted not in given: raise InputError(f'{self.source}: no such split "{wanted}": there are {", ".join(sorted(map(repr, given)))}')
-        rows = range(len(table)) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy()).astype(np.int32)
-        rows = np.setdiff1d(np.asarray(rows, np.int32), left_out) if left_out else rows
-        self.split = wanted or 'all'
-        if not len(rows): raise InputError(f'{self.source}: no images' + (f' in split "{wanted}"' if wanted else '') + ': a table needs a row for each image, a folder a folder for each class')
-        return rows
-
-    def _tags(self, table, tags, skip_bad):
-        "The sparse (N,C) matrix, in the order of the classes"
-        number, column = {c: i for i, c in enumerate(self.classes)}, table['tags']
-        counted = {str(i): i for i in range(len(number))}
-        label = np.array([number.get(o, counted.get(o, -1)) for o in tags] or [-1], np.int32)
-        values = np.concatenate([label[o.flatten().to_numpy()] for o in column.chunks] or [np.empty(0, np.int32)])
-        offsets = np.zeros(len(table) + 1, np.int64 if len(values) > 2**31 - 1 else np.int32)
-        np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
-        if len(values) and values.min() < 0:
-            wrong = np.intersect1d(np.searchsorted(offsets, np.flatnonzero(values < 0), 'right') - 1, self.kept)
-            name = lambda i: next(tags[o] for o in column[i].as_py() if label[o] < 0)
-            lines = [f'{self._where or f"{self.source}, image "}{table["row"][int(i)].as_py()}: unknown class "{name(int(i))}": known are {", ".join(self.classes)[:300]}' for i in (wrong if skip_bad else wrong[:1])]
-            if lines and not skip_bad: raise InputError(lines[0])
-            self.kept, self.skipped, values = np.setdiff1d(self.kept, wrong), self.skipped + lines, values.clip(0)
-            if not len(self.kept): raise InputError(lines[0])
-        matrix = sparse.csr_matrix((np.ones(len(values), np.uint8), values, offsets), (len(table), len(self.classes)))
-        if len(self.kept) < len(table): matrix = matrix[self.kept]
-        matrix.sum_duplicates(); matrix.data[:] = 1
-        return matrix
-
     def _connect(self):
         "Map the index into memory"
         self.table = open_table(self.index)
@@ -140,6 +108,43 @@ class TaggedImageDataset(ImageDataset):
 
     def _mask_path(self, i): return self.mask_folder/f'{self.names[i]}.png'
     def load_mask(self, i, size): return load_mask(self._mask_path(i), len(self.classes), size)
+
+# %% ../nbs/00f_tagged.ipynb #f1b47452
+@patch
+def _choose(self:TaggedImageDataset, table, split, part, left_out):
+    "Numbers of the rows of a split"
+    said = table['split'].null_count < len(table)
+    given, split = pc.fill_null(table['split'], '').unique().to_pylist() if said else [], split.lower()
+    if split and not given: raise InputError(f'{self.source}: there are no splits in it, "{split}" was asked for: leave --split out, or add a column "split"')
+    wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else '')
+    if wanted == 'val': wanted = next((o for o in ('val', 'validation', 'valid') if o in given), wanted)
+    if given and wanted not in given: raise InputError(f'{self.source}: no such split "{wanted}": there are {", ".join(sorted(map(repr, given)))}')
+    rows = range(len(table)) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy()).astype(np.int32)
+    rows = np.setdiff1d(np.asarray(rows, np.int32), left_out) if left_out else rows
+    self.split = wanted or 'all'
+    if not len(rows): raise InputError(f'{self.source}: no images' + (f' in split "{wanted}"' if wanted else '') + ': a table needs a row for each image, a folder a folder for each class')
+    return rows
+
+@patch
+def _tags(self:TaggedImageDataset, table, tags, skip_bad):
+    "The sparse (N,C) matrix, in the order of the classes"
+    number, column = {c: i for i, c in enumerate(self.classes)}, table['tags']
+    counted = {str(i): i for i in range(len(number))}
+    label = np.array([number.get(o, counted.get(o, -1)) for o in tags] or [-1], np.int32)
+    values = np.concatenate([label[o.flatten().to_numpy()] for o in column.chunks] or [np.empty(0, np.int32)])
+    offsets = np.zeros(len(table) + 1, np.int64 if len(values) > 2**31 - 1 else np.int32)
+    np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
+    if len(values) and values.min() < 0:
+        wrong = np.intersect1d(np.searchsorted(offsets, np.flatnonzero(values < 0), 'right') - 1, self.kept)
+        name = lambda i: next(tags[o] for o in column[i].as_py() if label[o] < 0)
+        lines = [f'{self._where or f"{self.source}, image "}{table["row"][int(i)].as_py()}: unknown class "{name(int(i))}": known are {", ".join(self.classes)[:300]}' for i in (wrong if skip_bad else wrong[:1])]
+        if lines and not skip_bad: raise InputError(lines[0])
+        self.kept, self.skipped, values = np.setdiff1d(self.kept, wrong), self.skipped + lines, values.clip(0)
+        if not len(self.kept): raise InputError(lines[0])
+    matrix = sparse.csr_matrix((np.ones(len(values), np.uint8), values, offsets), (len(table), len(self.classes)))
+    if len(self.kept) < len(table): matrix = matrix[self.kept]
+    matrix.sum_duplicates(); matrix.data[:] = 1
+    return matrix
 
 # %% ../nbs/00f_tagged.ipynb #ce5a4bcc
 def random_table(

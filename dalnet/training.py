@@ -123,6 +123,7 @@ def start_engine(
     return Accelerator(cpu=device == 'cpu', mixed_precision='no' if config.precision == 'fp32' else config.precision, log_with=trackers or None, project_dir=config.out,
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))])
 
+# %% ../nbs/11_training.ipynb #e2a8a473
 class TrainStep(nn.Module):
     "From images and tags to the loss of Eq. 8: the module that is wrapped for several processes and for autocast"
     def __init__(self, model:DALNet, config:TrainConfig):
@@ -228,6 +229,7 @@ def _build(config, text, accelerator, found=None):
 
 def _to(batch, device): return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
+# %% ../nbs/11_training.ipynb #9e5753ea
 def dry_run(
     config:TrainConfig, # every setting
     dataset:ImageDataset|None=None # the images, where they are open already
@@ -323,6 +325,7 @@ def _start_trackers(config, accelerator):
     try: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()}, dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {})
     except Exception as e: raise InputError(f'setting trackers: {first_line(e)}: log in (wandb login), set WANDB_MODE=offline, or leave it out') from None
 
+# %% ../nbs/11_training.ipynb #4e1d2b12
 def train(
     config:TrainConfig, # every setting
     dataset:ImageDataset|None=None, # the images, where they are open already; None = `training_data(config)`

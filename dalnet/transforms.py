@@ -93,6 +93,7 @@ class TrainTransform:
         if self.local_crops: item['local'], item['boxes'] = _local_views(crop, roi, self.local_crops, self.local_size, self.local_colours)
         return item
 
+# %% ../nbs/00c_transforms.ipynb #82db6b2d
 class EvalTransform:
     "Keep the picture and its aspect; only bring the longer side to a given length, if one is given"
     def __init__(self,

@@ -61,6 +61,7 @@ def build_train_aug(
     else: raise InputError(f'{root}: train_aug needs SBD: put SegmentationClassAug there or benchmark_RELEASE beside it, or choose --split train (1,464 images)')
     return sorted((train | extra) - val)
 
+# %% ../nbs/00g_voc.ipynb #1f3cf6f1
 def read_split(
     root:Path, # the year folder
     split:str, # a list in ImageSets/Segmentation, or "train_aug"

@@ -43,6 +43,7 @@ def read_log(
             if i + 1 < len(lines): raise
     return found
 
+# %% ../nbs/11d_watch.ipynb #7a76aa01
 class Log:
     "Means of the losses as JSON lines, in the progress bar, and as plain lines where there is no bar"
     def __init__(self,
