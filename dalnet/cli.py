@@ -7,7 +7,7 @@ __all__ = ['add_config_options', 'parse_config', 'dalnet_train', 'dalnet_eval', 
            'dalnet_data', 'dalnet_bench', 'dalnet_demo']
 
 # %% ../nbs/15_cli.ipynb #81a6d666
-import argparse, json, math, os, signal, sys, tempfile, time
+import argparse, errno, json, math, os, signal, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import wraps
@@ -32,7 +32,9 @@ def _command(f):
     def run(argv=None):
         try: f(argv)
         except InputError as e: code, line = 2, f'error: {e}'
-        except OSError as e: code, line = 2, f'error: {e.filename or "a file"}: {e.strerror or e}: check the path and its permissions'
+        except OSError as e:
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            code, line = 2, f'error: {e.filename or "a file"}: {e.strerror or e}: ' + ('make room' if full else 'check the path and its permissions')
         except Interrupted as e: code, line = 128 + (e.number or signal.SIGTERM), str(e)
         except KeyboardInterrupt: code, line = 130, 'interrupted'
         else: return leave()

@@ -8,7 +8,7 @@ __all__ = ['poly_lr', 'param_groups', 'SampleStream', 'load_batches', 'training_
            'read_log', 'report_skipped', 'resolve_device']
 
 # %% ../nbs/11_training.ipynb #ecd11826
-import shutil, time
+import os, shutil, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
-from .checkpoint import Checkpoint, build_model, build_text, check_same
-from .config import PRESETS, TrainConfig
+from .checkpoint import Checkpoint, build_model, build_text, check_same, numbered
+from .config import FREE, PRESETS, TrainConfig
 from .data import ImageDataset, InputError, TrainTransform, first_line
 from .model import DALNet, PseudoLabels, denominators, label_counts, losses, pseudo_labels, total_loss
 from .processes import add_up, gather, is_main, place, progress, resolve_device, say, together, wait
@@ -120,8 +120,10 @@ def start_engine(
     for o in trackers:
         if not find_spec(o) and not (o == 'tensorboard' and find_spec('tensorboardX')): raise InputError(f'setting trackers: {o} is not installed: pip install {o}, or leave it out')
     AcceleratorState._reset_state(reset_partial_state=True)               # a notebook may train more than once
-    return Accelerator(cpu=device == 'cpu', mixed_precision='no' if config.precision == 'fp32' else config.precision, log_with=trackers or None, project_dir=config.out,
+    accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no' if config.precision == 'fp32' else config.precision, log_with=trackers or None, project_dir=config.out,
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))])
+    accelerator.gradient_accumulation_steps = 1                           # `take_step` divides; an environment variable must not do so again
+    return accelerator
 
 # %% ../nbs/11_training.ipynb #e2a8a473
 class TrainStep(nn.Module):
@@ -203,7 +205,8 @@ class _FiniteCheck:
         if not wrong or (wrong == ['grad'] and self.config.precision == 'fp16' and self.in_a_row <= 30): return True  # the scaler's own business
         what = ', '.join(f'{"the gradient" if k == "grad" else f"loss {k}"} is {values[k]}' for k in wrong)
         line = f'iteration {iteration}: {what}; images {", ".join(gather(list(names)))}'
-        if self.config.nan == 'stop' or self.in_a_row > 10: raise InputError(f'{line}: look at these images; set nan to "skip" to go on from the last checkpoint without such steps, or begin anew with a lower lr (this was number {self.in_a_row} in a row)')
+        if self.config.nan == 'stop': raise InputError(f'{line}: look at these images; set nan to "skip" to go on from the last checkpoint without such steps, or begin anew with a lower lr')
+        if self.in_a_row > 10: raise InputError(f'{line}: this was number {self.in_a_row} in a row: begin anew with a lower lr')
         say(f'skipped: {line}')
         return False
 
@@ -237,10 +240,13 @@ def dry_run(
     "Check all that a run needs, and take real steps of the largest shape, writing nothing"
     accelerator, dataset = start_engine(config), dataset or training_data(config)
     text, device = build_text(config, dataset.classes), accelerator.device
+    if config.resume and (found := Checkpoint.newest(config.out, say)): check_same(found, config, text)
     with _memory(config), together():
         model, optimizer, _ = _build(config, text, accelerator)
         step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
+    kept, dataset.decoded = dataset.decoded, None                         # nothing is written, to the cache neither
     batch, segments, seconds = _to(next(iter(load_batches(dataset, replace(config, workers=0)))), device), (False, bool(config.weight_seg or config.weight_reg)), {}
+    dataset.decoded = kept
     with _memory(config), together():
         for segment in segments:
             for _ in range(3):                                            # the last of three counts
@@ -255,6 +261,7 @@ def dry_run(
     size = 4*(sum(o.numel() for o in model.state_dict().values()) + 2*sum(o.numel() for o in model.parameters()))
     folder = next(o for o in (Path(config.out).resolve(), *Path(config.out).resolve().parents) if o.is_dir())
     free, wanted = shutil.disk_usage(folder).free, (config.keep + 1)*size
+    if not os.access(folder, os.W_OK): raise InputError(f'{folder}: cannot be written to: choose another out')
     if free < wanted: raise InputError(f'{folder}: {free/1e9:.1f} GB are free, {config.keep + 1} checkpoints need {wanted/1e9:.1f}: make room, choose another out, or lower keep')
     return dict(data=f'{len(dataset):,} images of "{dataset.split}", {len(dataset.classes)} classes, {len(dataset.skipped)} left out', text=f'{text.source}',
                 encoder=f'{config.encoder}, weights: {config.pretrained}', parameters=f'{sum(o.numel() for o in model.parameters())/1e6:.1f} million',
@@ -265,17 +272,22 @@ def dry_run(
 
 # %% ../nbs/11_training.ipynb #f0ab88c3
 @together()
-def _where_to_start(config, text):
+def _where_to_start(config, text, dataset):
     "The checkpoint to go on from, or None"
-    out, found = Path(config.out), None
-    if config.resume and (found := Checkpoint.newest(out, say)): check_same(found, config, text)
+    mine = {k: repr(v) for k, v in asdict(config).items() if k not in FREE} | dict(images=f'{len(dataset)} of them, from {dataset.names[0]} to {dataset.names[-1]}', classes=repr(text.names))
+    each = gather([mine])
+    if (odd := next((k for k in mine if len({o[k] for o in each}) > 1), None)): raise InputError(f'{odd}: the processes do not agree ({" and ".join(sorted({o[odd] for o in each}))[:300]}): start all with the same command and the same data')
+    out, found, again = Path(config.out), None, any(int(os.environ.get(o) or 0) for o in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
+    resume = config.resume or again                                       # what a launcher starts again is to go on
+    if resume and (found := Checkpoint.newest(out, say)): check_same(found, config, text)
+    if resume and not found and (there := numbered(out)): raise InputError(f'{out}: none of its {len(there)} checkpoints is whole: move them away, or set resume to false to begin anew')
     wait()
     if len(seen := set(gather([str(found)]))) > 1: raise InputError(f'{out}: the processes do not see the same checkpoints there ({" and ".join(sorted(seen))}): give an out on a disk that all of them share')
     if is_main():
         out.mkdir(parents=True, exist_ok=True)
         if not found: shutil.rmtree(out/'panels', ignore_errors=True); (out/'skipped.txt').unlink(missing_ok=True)
-        if not config.resume:
-            for o in (*out.glob('iter_*'), *out.glob('best_*')): shutil.rmtree(o)
+        if not resume:
+            for o in (*numbered(out), *numbered(out, 'best')): shutil.rmtree(o)
     wait()
     if not all(gather([out.is_dir()])): raise InputError(f'{out}: not every process sees this folder: give an out on a disk that all of them share')
     return found
@@ -301,11 +313,11 @@ class _Keeper:
         value = float(score(self.model))
         self.model.train()
         say(f'iteration {iteration}: score {value:.4f}' + (f', best so far {self.best[1]:.4f} at {self.best[0]}' if self.best else ''))
-        if self.best and value <= self.best[1]: return value
+        if np.isnan(value) or (self.best and value <= self.best[1]): return value
         self.best = [iteration, value]
         if is_main():
             new = Checkpoint.save(self.out/f'best_{iteration:06d}', self.model, self.config, self.text, iteration)
-            for o in self.out.glob('best_*'):
+            for o in numbered(self.out, 'best'):
                 if o != new: shutil.rmtree(o)
         return value
 
@@ -335,7 +347,7 @@ def train(
     accelerator, out = start_engine(config), Path(config.out)
     dataset = dataset or training_data(config)
     text = build_text(config, dataset.classes)
-    found = _where_to_start(config, text)
+    found = _where_to_start(config, text, dataset)
     start = Checkpoint.iteration(found) if found else 0
     if start >= config.iterations: say(f'{found}: trained to its end before'); return found
     with _memory(config), together():

@@ -35,13 +35,12 @@ class Timed:
 def read_log(
     out:str|Path # folder of a run
 )->list[dict]: # one for each line of its log
-    "The logged means of a run; a last line that was torn is left out"
-    lines, found = (Path(out)/'log.jsonl').read_text().splitlines(), []
-    for i, line in enumerate(lines):
+    "The logged means of a run; lines that were torn, say by a power cut, are left out"
+    found = []
+    for line in (Path(out)/'log.jsonl').read_text(errors='replace').splitlines():
         try: found.append(json.loads(line))
-        except ValueError:
-            if i + 1 < len(lines): raise
-    return found
+        except ValueError: pass
+    return [o for o in found if isinstance(o, dict) and 'iteration' in o]
 
 # %% ../nbs/11d_watch.ipynb #7a76aa01
 class Log:

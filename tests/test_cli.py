@@ -9,9 +9,9 @@ from dalnet.text import encode_text
 BIN = Path(sys.executable).parent
 
 
-def command(name, *args, cwd=None):
+def command(name, *args, cwd=None, env=None):
     "Run a console script -> (exit code, stdout, stderr)"
-    done = subprocess.run([str(BIN/name), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=600)
+    done = subprocess.run([str(BIN/name), *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 

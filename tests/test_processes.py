@@ -27,12 +27,12 @@ leave()
 '''
 
 
-def launch(n, *args, port=None, **more):
-    "Start a command n times as a launcher does, without the launcher's own watching -> processes"
+def launch(n, *args, port=None, ranks=None, **more):
+    "Start a command n times (or the copies `ranks` of it) as a launcher does, without the launcher's own watching -> processes"
     if port is None:
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     about = dict(os.environ, WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1', **more)
-    return [subprocess.Popen([str(o) for o in args], env=about | dict(RANK=str(i), LOCAL_RANK=str(i)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in range(n)]
+    return [subprocess.Popen([str(o) for o in args], env=about | dict(RANK=str(i), LOCAL_RANK=str(i)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in ranks or range(n)]
 
 
 def first_steps(data, path, n=1, **settings):
@@ -114,6 +114,14 @@ def test_what_cannot_be_shared(shapes, tmp_path):
     processes = launch(3, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN)
     texts = [o.communicate(timeout=100)[0] for o in processes]
     assert all(o.returncode == 2 for o in processes) and all('batch_size: 4 images cannot be shared by 3 processes' in o for o in texts), texts
+
+
+def test_processes_must_agree(shapes, tmp_path):
+    "Copies of a dataset on several machines, or commands, that are not the same"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    one = [launch(2, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN, '--seed', seed, port=port, ranks=[seed])[0] for seed in (0, 1)]
+    texts = [o.communicate(timeout=100)[0] for o in one]
+    assert all(o.returncode == 2 for o in one) and all('seed: the processes do not agree (0 and 1)' in o for o in texts), texts
 
 
 def test_torchrun_restarts_what_was_killed(shapes, tmp_path):

@@ -3,7 +3,8 @@ import json, os, random, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
-from dalnet.checkpoint import Checkpoint
+from dalnet.checkpoint import Checkpoint, numbered
+from dalnet.data import InputError
 from dalnet.watch import read_log
 from test_cli import BIN, command, error_of
 
@@ -130,3 +131,40 @@ def test_best_so_far_survives(shapes, tmp_path):
     shutil.rmtree(tmp_path/'a/iter_000008'); shutil.rmtree(tmp_path/'a'/best[0])
     assert command('dalnet_train', *options, '--out', tmp_path/'a')[0] == 0
     assert json.loads((tmp_path/'a/iter_000008/config.json').read_text())['state']['best'] == state['best']
+
+
+def test_what_cannot_be_read_is_not_damage(undisturbed, tmp_path, monkeypatch):
+    "No permission, a broken disk: the run stops rather than begin anew over good files"
+    def refuse(path): raise PermissionError(13, 'Permission denied', str(path))
+    monkeypatch.setattr('dalnet.checkpoint._fingerprint', refuse)
+    with pytest.raises(InputError, match='iter_000024: cannot be read .*Permission denied'): Checkpoint.newest(undisturbed)
+    assert len({o.stat().st_mode for o in (undisturbed/'iter_000024').iterdir()}) == 1       # all files as the umask says
+
+
+def test_none_is_whole(shapes, undisturbed, tmp_path):
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    for o, text in zip(numbered(out), ('{}', '{"config": {}, "files": []}')): (o/'config.json').write_text(text)
+    log = (out/'log.jsonl').read_bytes()
+    code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN)
+    assert code == 2 and text.count('damaged (config.json is not as it was written)') == 2 and 'none of its 2 checkpoints is whole' in err and 'Traceback' not in err
+    assert (out/'log.jsonl').read_bytes() == log
+
+
+def test_other_folders_are_left_alone(shapes, undisturbed, tmp_path):
+    "A copy of a checkpoint under another name is none, and nothing of somebody else's is removed"
+    out = shutil.copytree(undisturbed, tmp_path/'run')
+    others = [out/'iter_000022_old', out/'iter_mine', out/'best_photos']
+    for o in others: shutil.copytree(out/'iter_000022', o)
+    assert [o.name for o in numbered(out)] == ['iter_000022', 'iter_000024'] and Checkpoint.newest(out).name == 'iter_000024'
+    code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN, '--resume', 'false')
+    assert code == 0 and all((o/'config.json').is_file() for o in others), err
+    same(out, undisturbed)
+    shutil.rmtree(out/'iter_000024')                                                      # started again by its launcher
+    code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN, '--resume', 'false', env=os.environ | dict(TORCHELASTIC_RESTART_COUNT='1'))
+    assert code == 0 and 'iter_000022: going on from there' in text, (text, err)
+
+
+def test_torn_log(undisturbed, tmp_path):
+    lines = (undisturbed/'log.jsonl').read_bytes().splitlines(keepends=True)
+    (tmp_path/'log.jsonl').write_bytes(lines[0] + lines[1][:20] + b'\n[]\n' + lines[2] + bytes(30))
+    assert read_log(tmp_path) == [json.loads(lines[0]), json.loads(lines[2])]
