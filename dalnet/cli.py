@@ -70,7 +70,8 @@ def add_config_options(
     docs = docments(TrainConfig)
     for f in fields(TrainConfig):
         kind = {bool: _flag, dict: _options, tuple: _numbers}.get(f.type, f.type)
-        parser.add_argument(f'--{f.name}', f'--{f.name.replace("_", "-")}', type=kind, default=None, metavar=f.type.__name__.upper(), help=(docs[f.name] or '').replace('%', '%%'))
+        flag = dict(nargs='?', const=True) if f.type is bool else {}             # --skip-bad is --skip-bad true
+        parser.add_argument(*dict.fromkeys((f'--{f.name}', f'--{f.name.replace("_", "-")}')), **flag, type=kind, default=None, metavar=f.type.__name__.upper(), help=(docs[f.name] or '').replace('%', '%%'))
 
 # %% ../nbs/15_cli.ipynb #ad01e146
 def parse_config(

@@ -9,7 +9,7 @@ __all__ = ['ImageDataset', 'keep_good', 'read_lines', 'read_classes', 'check_cla
 # %% ../nbs/00d_dataset.ipynb #d30530c5
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-import hashlib, os
+import hashlib, os, re, unicodedata
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -126,6 +126,7 @@ def check_classes(
     classes = tuple(map(str, classes))
     if not classes: raise InputError(f'{where}: no class names: give at least one')
     if len(classes) > 254: raise InputError(f'{where}: {len(classes)} classes: masks hold at most 254')
+    if 'background' in map(str.lower, classes): raise InputError(f'{where}: a class is called "background": take it out; what belongs to no class is background already')
     if (twice := [o for i, o in enumerate(classes) if o in classes[:i]]): raise InputError(f'{where}: class "{twice[0]}" stands there twice: give each once')
     return classes
 
@@ -149,6 +150,10 @@ def tag_problems(
     count, names = together.diagonal(), dataset.classes
     for c, n in zip(names, count):
         if n < few: lines.append(f'class "{c}": ' + ('no image has it: nothing can be learnt of it' if not n else 'its tag is seen once: a spelling mistake?' if n == 1 else f'only {n} images: too few to learn it well'))
+    spelt = {}
+    for c in names: spelt.setdefault(re.sub(r'[\s_-]+', ' ', unicodedata.normalize('NFC', str(c))).casefold(), []).append(c)
+    lines += [f'classes {" and ".join(f"{chr(34)}{c}{chr(34)}" for c in o)} differ in their spelling alone: write them the same way' for o in spelt.values() if len(o) > 1]
+    lines += [f'class "{c}": several names in one? Tags are separated by ";"' for c in map(str, names) if re.search(r'[,|\[\]]', c)]
     for a in range(len(names)):
         for b in range(a + 1, len(names)):
             both = together[a, b]

@@ -241,13 +241,13 @@ def _walk(root):
     def stop(error): raise InputError(f'{error.filename}: cannot be listed ({error.strerror}): check its permissions')
     for folder, folders, files in os.walk(root, onerror=stop, followlinks=True):
         if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
-        seen.add(real); folders.sort()
-        yield from (os.path.relpath(os.path.join(folder, o), root) for o in sorted(files) if os.path.splitext(o)[1].lower() in _SUFFIXES)
+        seen.add(real); folders[:] = sorted(o for o in folders if not o.startswith('.'))   # hidden ones are some program's own
+        yield from (os.path.relpath(os.path.join(folder, o), root) for o in sorted(files) if not o.startswith('.') and os.path.splitext(o)[1].lower() in _SUFFIXES)
 
 def _read_folder(root, problems):
     "Batches of a folder with a folder for each class, perhaps below train/ and val/"
     top = {o.name.lower(): o for o in Path(root).iterdir() if o.is_dir()}
-    splits = [top[o].name for o in _PARTS if o in top and all(p.is_dir() for p in top[o].iterdir())]   # "train" may also be a class
+    splits = [top[o].name for o in _PARTS if o in top and all(p.is_dir() for p in top[o].iterdir() if not p.name.startswith('.'))]   # "train" may also be a class
     def rows():
         for n, name in enumerate(_walk(root), 1):
             parts = name.split(os.sep)

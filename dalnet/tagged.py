@@ -116,7 +116,7 @@ def _choose(self:TaggedImageDataset, table, split, part, left_out):
     said = table['split'].null_count < len(table)
     given, split = pc.fill_null(table['split'], '').unique().to_pylist() if said else [], split.lower()
     if split and not given: raise InputError(f'{self.source}: there are no splits in it, "{split}" was asked for: leave --split out, or add a column "split"')
-    wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else '')
+    wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else given[0] if len(given) == 1 else '')
     if wanted == 'val': wanted = next((o for o in ('val', 'validation', 'valid') if o in given), wanted)
     if given and wanted not in given: raise InputError(f'{self.source}: no such split "{wanted}": there are {", ".join(sorted(map(repr, given)))}')
     rows = range(len(table)) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy()).astype(np.int32)

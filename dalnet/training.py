@@ -285,7 +285,7 @@ def _where_to_start(config, text, dataset):
     if len(seen := set(gather([str(found)]))) > 1: raise InputError(f'{out}: the processes do not see the same checkpoints there ({" and ".join(sorted(seen))}): give an out on a disk that all of them share')
     if is_main():
         out.mkdir(parents=True, exist_ok=True)
-        if not found: shutil.rmtree(out/'panels', ignore_errors=True); (out/'skipped.txt').unlink(missing_ok=True)
+        for o in (*out.glob('panels/iter_*.png'), out/'skipped.txt') if not found else (): o.unlink(missing_ok=True)
         if not resume:
             for o in (*numbered(out), *numbered(out, 'best')): shutil.rmtree(o)
     wait()

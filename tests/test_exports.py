@@ -1,7 +1,8 @@
 "Tagged sets as labelling tools and people really write them"
 import json
 import pytest
-from dalnet.data import COCODataset, TaggedImageDataset
+from PIL import Image
+from dalnet.data import COCODataset, InputError, TaggedImageDataset
 from test_bad_data import coco, mine, one_line, picture, runs, state, table
 from test_cli import command
 
@@ -126,3 +127,28 @@ def test_coco_names_with_a_colon(tmp_path):
     (root/'val2017/000000000001.jpg').rename(root/'val2017/a:b.jpg')
     ds = COCODataset(root, 'val', masks=True)
     assert ds.names == ['a:b'] and ds[0]['mask'].unique().tolist() == [1]
+
+
+def test_hidden_files_and_folders_are_nothing(tmp_path):
+    "What a Mac or a notebook leaves beside the images neither hides the splits nor becomes a class"
+    for part in ('train', 'val'):
+        for name in ('cat', 'dog'):
+            (tmp_path/part/name).mkdir(parents=True)
+            Image.new('RGB', (16, 16), 'red' if name == 'cat' else 'blue').save(tmp_path/part/name/f'{part}.png')
+    (tmp_path/'train/.DS_Store').touch()
+    (tmp_path/'train/.ipynb_checkpoints').mkdir(); (tmp_path/'train/cat/._train.png').touch()
+    (tmp_path/'train/.ipynb_checkpoints/a.png').write_bytes((tmp_path/'train/cat/train.png').read_bytes())
+    found = TaggedImageDataset(tmp_path)
+    assert (found.classes, found.split, list(found.names)) == (('cat', 'dog'), 'train', ['train/cat/train', 'train/dog/train'])
+
+
+def test_the_only_split_is_taken(tmp_path):
+    for k in range(2): Image.new('RGB', (16, 16)).save(tmp_path/f'{k}.png')
+    (tmp_path/'a.csv').write_text('image,tags,split\n0.png,cat,default\n1.png,dog,default\n')
+    assert (found := TaggedImageDataset(tmp_path/'a.csv')).split == 'default' and len(found) == 2
+
+
+def test_background_is_no_class(tmp_path):
+    Image.new('RGB', (16, 16)).save(tmp_path/'0.png')
+    (tmp_path/'a.csv').write_text('image,tags\n0.png,cat;Background\n')
+    with pytest.raises(InputError, match='a class is called "background"'): TaggedImageDataset(tmp_path/'a.csv')

@@ -193,3 +193,17 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(config):
     Checkpoint.save(whole, *(lambda m: (m, run, build_text(run, m.names)))(build_model(run, build_text(run, training_data(run).classes))), 2)
     Checkpoint.prune(config.out, 1, whole)
     assert sorted(o.name for o in Path(config.out).iterdir()) == ['iter_000002', 'iter_000006', 'log.jsonl'] and Checkpoint.newest(config.out) == whole
+
+
+def test_only_its_own_panels_go(shapes, tmp_path):
+    "A folder called panels may be somebody's"
+    (tmp_path/'panels').mkdir()
+    for name in ('mine.png', 'iter_000001.png'): (tmp_path/f'panels/{name}').touch()
+    train(replace(PRESETS['demo'], data=shapes, iterations=1, out=tmp_path))
+    assert [o.name for o in (tmp_path/'panels').iterdir()] == ['mine.png']
+
+
+def test_a_score_that_is_no_number_is_not_the_best(shapes, tmp_path):
+    scores = iter([.5, float('nan'), .4])
+    train(replace(PRESETS['demo'], data=shapes, iterations=3, score_every=1, seg_start=9, out=tmp_path), score=lambda model: next(scores))
+    assert [o.name for o in tmp_path.glob('best_*')] == ['best_000001']
