@@ -40,7 +40,11 @@ def build_model(
 )->DALNet:
     "The network that the settings describe"
     source = {'hub': True, 'none': False}.get(config.pretrained, config.pretrained) if pretrained else False
-    return DALNet(Encoder(config.encoder, source, **config.encoder_options), text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation)
+    try: encoder = Encoder(config.encoder, source, **config.encoder_options)
+    except InputError: raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise InputError(f'setting encoder_options: "{config.encoder}" cannot be built with {config.encoder_options} ({first_line(e)}): correct them') from None
+    return DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation)
 
 # %% ../nbs/11c_checkpoint.ipynb #0fce6ae9
 def _to_disk(path):

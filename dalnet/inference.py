@@ -414,6 +414,9 @@ def _label_in_pool(processes, start, todo):
 def _keep_settings(out, about):
     "Write settings.json if there is none, and raise an `InputError` if it says anything else than `about`"
     record = out/'settings.json'
+    foreign = not record.is_file() and next(out.glob('*.png'), None)
+    with together(): wait()
+    if foreign: raise InputError(f'{foreign}: not a label of dalnet: choose another folder than {out}')
     if is_main() and not record.is_file(): write_whole(record, lambda o: o.write_text(json.dumps(about, indent=1)))
     with together(): wait()
     try: old = json.loads(record.read_text())
@@ -443,6 +446,7 @@ def pseudo_label_files(
     if not 0 <= options['low'] <= options['high'] <= 1: raise InputError(f'thresholds low {options["low"]} and high {options["high"]}: give numbers from 0 to 1, low not above high')
     dataset = config.open_data(EvalTransform(config.long_side), data or '', split=split or None, tags=tags or None, classes=tuple(model.names))
     if dataset.classes != tuple(model.names): raise InputError(f'{dataset.root}: its classes are not those of {checkpoint}: give data with the same classes')
+    if out.resolve() == dataset.root.resolve(): raise InputError(f'{out}: the folder of the dataset: choose another --out folder')
     about = dict(weights=f'{zlib.crc32((Path(checkpoint)/"model.safetensors").read_bytes()):08x}', tags=str(tags or config.tags), classes=['background', *dataset.classes], **options)
     _keep_settings(out, about)
     todo = _left(len(dataset), lambda i: (out/f'{dataset.names[i]}.png').is_file())

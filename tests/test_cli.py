@@ -161,6 +161,15 @@ def test_pseudo_labels_are_the_same_from_one_process_and_two(checkpoint, tmp_pat
     assert min(same) > .999  # threads of another number add in another order
 
 
+def test_pseudo_labels_do_not_lie_among_other_files(checkpoint, data, tmp_path):
+    (own := tmp_path/'truth').mkdir(); (own/'mine.png').write_bytes(b'mine')
+    assert 'mine.png: not a label of dalnet' in error_of('dalnet_pseudo_labels', checkpoint, '--out', own)
+    assert [o.name for o in own.iterdir()] == ['mine.png']
+    before = sorted(data.rglob('*'))
+    assert 'the folder of the dataset' in error_of('dalnet_pseudo_labels', checkpoint, '--data', data, '--out', data)
+    assert sorted(data.rglob('*')) == before
+
+
 def test_submission_needs_neither_masks_nor_tags(checkpoint, data, tmp_path):
     for folder in ('SegmentationClass', 'Annotations', 'ImageSets/Main'): shutil.rmtree(data/folder)
     code, out, err = command('dalnet_eval', checkpoint, '--data', data, '--submission', tmp_path/'s.tar.gz', '--split', 'val', '--scales', '1', '--crf', 'none')
