@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
-from dalnet.data import COCODataset, InputError, TaggedImageDataset, TrainTransform, VOCDataset, save_mask
+from dalnet.coco import COCODataset
+from dalnet.core import InputError
+from dalnet.images import save_mask
+from dalnet.tagged import TaggedImageDataset
+from dalnet.transforms import TrainTransform
+from dalnet.voc import VOCDataset
 from dalnet.training import SampleStream
 from test_cli import command, error_of
 
@@ -136,7 +141,8 @@ import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ('open', 'os.listdir', 'os.scandir') else None)
 from dataclasses import replace
-from dalnet.training import PRESETS, train
+from dalnet.config import PRESETS
+from dalnet.training import train
 train(replace(PRESETS['demo'], data={str(mine)!r}, mask_folder={str(tmp_path/'masks')!r}, out={str(tmp_path/'run')!r}, iterations=2, batch_size=2, save_every=2))
 assert any(o.endswith('a.jpg') for o in opened) and not any({str(tmp_path/'masks')!r} in o for o in opened), opened
 '''

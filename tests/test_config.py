@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import tomlkit
 from fastcore.docments import docments
+from dalnet.build import open_data
 from dalnet.config import FREE, PRESETS, TrainConfig, config_from, config_toml, differences, read_config, write_config
-from dalnet.data import EvalTransform, InputError
+from dalnet.core import InputError
+from dalnet.transforms import EvalTransform
 
 KINDS = {kind: [f.name for f in fields(TrainConfig) if f.type is kind] for kind in (bool, int, float, str, tuple, dict)}
 WRONG = {bool: [0, 1, 'true', None, 1., [], np.True_], int: [True, 1., '1', None, [1], math.inf, 1j, 2**63, 16**5000], float: [True, '1', None, [1.], math.inf, -math.inf, math.nan, 10**400, Decimal(1), 1j, np.float32('nan')],
@@ -300,17 +302,17 @@ def test_free_settings():
 
 def test_open_data(shapes, tmp_path):
     config = TrainConfig(data=shapes, mask_folder='nowhere', skip_bad=True)
-    train, val = config.open_data(), config.open_data(EvalTransform(48), part='val')
+    train, val = open_data(config), open_data(config, EvalTransform(48), part='val')
     assert (train.split, val.split) == ('train', 'val') and 'mask' in val[0] and 'mask' not in train[0]
     assert max(val[0]['image'].shape[-2:]) == 48
-    assert replace(config, split='val').open_data().split == 'val' and replace(config, split='train').open_data(part='val').split == 'val'
+    assert open_data(replace(config, split='val')).split == 'val' and open_data(replace(config, split='train'), part='val').split == 'val'
     moved = replace(config, data='moved', tags='none.npy', image_root='none', sbd='none', split='none')
-    assert moved.open_data(data=shapes).names == train.names                                        # other data, other tags and folders
-    assert config.open_data(part='val', split=None, tags=None, classes=None).names == val.names     # None: as the settings have it
-    error(lambda: moved.open_data(), 'moved')
-    error(lambda: TrainConfig().open_data(), 'setting data')
+    assert open_data(moved, data=shapes).names == train.names                                        # other data, other tags and folders
+    assert open_data(config, part='val', split=None, tags=None, classes=None).names == val.names     # None: as the settings have it
+    error(lambda: open_data(moved), 'moved')
+    error(lambda: open_data(TrainConfig()), 'setting data')
     own = replace(config, data=tmp_path/'tags.csv', image_root=shapes/'JPEGImages', mask_folder='')
     (tmp_path/'tags.csv').write_text('image,tags\n' + ''.join(f'{n}.jpg,{";".join(train.classes) if i else ""}\n' for i, n in enumerate(train.names[:3])))
-    assert len(replace(own, allow_untagged=True).open_data()) == 3 and len(own.open_data()) == 2
-    error(lambda: own.open_data(part='val'), 'masks')
-    assert 'mask' in own.open_data(part='val', allow_untagged=None, mask_folder=shapes/'SegmentationClass')[0]
+    assert len(open_data(replace(own, allow_untagged=True))) == 3 and len(open_data(own)) == 2
+    error(lambda: open_data(own, part='val'), 'masks')
+    assert 'mask' in open_data(own, part='val', allow_untagged=None, mask_folder=shapes/'SegmentationClass')[0]

@@ -2,8 +2,10 @@
 import json, pickle
 import numpy as np
 import pytest, torch
-from dalnet.data import TaggedImageDataset, TrainTransform, open_dataset
-from dalnet.tagged import opening_cost, random_table
+from dalnet.data import open_dataset
+from dalnet.tagged import TaggedImageDataset
+from dalnet.transforms import TrainTransform
+from dalnet.bench import opening_cost, random_table
 from dalnet.training import SampleStream
 from test_bad_data import coco, picture, shard, state, table
 from test_cli import command

@@ -2,7 +2,9 @@
 import json
 import pytest
 from PIL import Image
-from dalnet.data import COCODataset, InputError, TaggedImageDataset
+from dalnet.coco import COCODataset
+from dalnet.core import InputError
+from dalnet.tagged import TaggedImageDataset
 from test_bad_data import coco, mine, one_line, picture, runs, state, table
 from test_cli import command
 

@@ -9,8 +9,11 @@ from test_cli import BIN, command
 STEPS = '''
 import json, sys
 from dataclasses import replace
-from dalnet.training import PRESETS, Checkpoint, TrainStep, build_model, build_text, load_batches, param_groups, start_engine, take_step, training_data
-from dalnet.processes import is_main, leave
+from dalnet.build import build_model, build_text, param_groups, training_data
+from dalnet.checkpoint import Checkpoint
+from dalnet.config import PRESETS
+from dalnet.training import TrainStep, load_batches, start_accelerator, take_step
+from dalnet.processes import is_main, leave_group
 import torch
 config = replace(PRESETS['demo'], data=sys.argv[1], batch_size=4, lr=1e-5, local_crops=2, local_size=32, **json.loads(sys.argv[3]))
 accelerator, data = start_engine(config), training_data(config)

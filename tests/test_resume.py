@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from dalnet.checkpoint import Checkpoint, numbered
-from dalnet.data import InputError
+from dalnet.core import InputError
 from dalnet.watch import read_log
 from test_cli import BIN, command, error_of
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from dalnet.checkpoint import Checkpoint, build_model
+from dalnet.build import build_model
+from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
-from dalnet.data import VOCDataset
+from dalnet.voc import VOCDataset
 from dalnet.text import encode_text
 
 BIN = Path(sys.executable).parent
@@ -18,17 +19,19 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 import dalnet.inference as inference
-from dalnet.data import InputError, VOCDataset
+import dalnet.label_files as label_files
+from dalnet.core import InputError
+from dalnet.voc import VOCDataset
 from dalnet.checkpoint import Checkpoint
 from dalnet.evaluation import evaluate_cams, evaluate_segmentation
-from dalnet.processes import place
+from dalnet.processes import barrier, rank, world_size
 
 class Logged:
     "The first n items of a dataset, and which of them this process read"
     def __init__(self, dataset, n, dies=None): self.dataset, self.n, self.read, self.dies, self.classes = dataset, n, [], dies, dataset.classes
     def __len__(self): return self.n
     def __getitem__(self, i):
-        if place()[0] == self.dies: os._exit(7)
+        if rank() == self.dies: os._exit(7)
         if i >= self.n: raise IndexError(i)
         self.read.append(i)
         return self.dataset[i]
@@ -47,39 +50,39 @@ for k, o in sets.items():
     own[f'cams {k}'], o.read = o.read, []
     same[f'seg {k}'] = asdict(evaluate_segmentation(model, o, scales=(1.,), flip=False, crf='lattice'))
     own[f'seg {k}'] = o.read
-rank, n = place()
+n = world_size()
 assert n == int(os.environ['WORLD_SIZE'])
 
 written = []
 def logged(f, key): return lambda *args: (written.append(key(args)), f(*args))[1]
-inference._write_prediction = logged(inference._write_prediction, lambda args: args[0].name)
-inference._Labeller.__call__ = logged(inference._Labeller.__call__, lambda args: str(args[0].dataset.names[args[1]]))
+label_files._write_prediction = logged(label_files._write_prediction, lambda args: args[0].name)
+label_files._Labeller.__call__ = logged(label_files._Labeller.__call__, lambda args: str(args[0].dataset.names[args[1]]))
 def call(name, f, *args, **kwargs):
     written.clear()
     same[name] = f(*args, **kwargs)
     own[name] = list(written)
 
 predictor = inference.Predictor(checkpoint, 'cpu', (1.,))
-call('predict', inference.predict_files, predictor, [photos], out/'masks')
-inference.wait()
-if rank == 0:
+call('predict', label_files.predict_files, predictor, [photos], out/'masks')
+barrier()
+if rank() == 0:
     for o in sorted((out/'masks').glob('*.json'))[::2]: o.unlink()       # with two processes: all of one share
-inference.wait()
-call('predict the rest', inference.predict_files, predictor, [photos], out/'masks')
-call('predict nothing', inference.predict_files, predictor, [photos], out/'masks')
-call('predict two', inference.predict_files, predictor, sorted(Path(photos).glob('*.jpg'))[-2:], out/'two')
-call('label', inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
-same['other settings'] = error(inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1., .5), device='cpu')
-inference.wait()
-if rank == 0:
+barrier()
+call('predict the rest', label_files.predict_files, predictor, [photos], out/'masks')
+call('predict nothing', label_files.predict_files, predictor, [photos], out/'masks')
+call('predict two', label_files.predict_files, predictor, sorted(Path(photos).glob('*.jpg'))[-2:], out/'two')
+call('label', label_files.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
+same['other settings'] = error(label_files.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1., .5), device='cpu')
+barrier()
+if rank() == 0:
     for o in sorted((out/'labels').glob('*.png'))[:3]: o.unlink()
-inference.wait()
-call('label the rest', inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
-own['pool'] = n > 1 and error(inference.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu', processes=2)
-call('submit', lambda: inference.write_submission(predictor, VOCDataset(data, 'val', 'none', allow_untagged=True), out/'submission.tar').name)
+barrier()
+call('label the rest', label_files.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu')
+own['pool'] = n > 1 and error(label_files.pseudo_label_files, checkpoint, out/'labels', data, 'val', scales=(1.,), device='cpu', processes=2)
+call('submit', lambda: label_files.write_submission(predictor, VOCDataset(data, 'val', 'none', allow_untagged=True), out/'submission.tar').name)
 assert (out/'submission.tar').is_file()
 own['lost'] = None
-save = lambda: (out/f'process_{rank}.json').write_text(json.dumps([same, own]).replace(str(out), 'OUT'))
+save = lambda: (out/f'process_{rank()}.json').write_text(json.dumps([same, own]).replace(str(out), 'OUT'))
 save()
 if n == 3:
     own['lost'] = error(evaluate_cams, model, Logged(val, 3, dies=2), scales=(1.,))
@@ -123,7 +126,7 @@ def runs(material):
         finally:
             for o in copies: o.kill()
         assert [o.returncode for o in copies] == ([0, 0, 7] if n == 3 else [0]*n), '\n'.join(said)
-        texts = [json.loads((out/f'process_{rank}.json').read_text()) for rank in range(n)]
+        texts = [json.loads((out/f'process_{rank()}.json').read_text()) for rank in range(n)]
         found[n] = out, [json.dumps(same) for same, _ in texts], [own for _, own in texts]
     return found
 

@@ -6,12 +6,13 @@ import pytest, torch
 from safetensors.torch import load_file
 from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
-from dalnet.data import IGNORE, InputError
+from dalnet.core import IGNORE, InputError
 from dalnet.encoder import read_weights
 from dalnet.model import PseudoLabels, losses, pseudo_labels, total_loss
 from dalnet.refine import PAR
 from dalnet.text import encode_text
-from dalnet.training import TrainStep, build_model, build_text, train, training_data
+from dalnet.build import build_model, build_text, training_data
+from dalnet.training import TrainStep, train
 from dalnet.watch import read_log
 from test_bad_data import one_line
 from test_cli import command, error_of

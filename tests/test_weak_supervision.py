@@ -1,14 +1,17 @@
 "Training opens no mask file: every file that a training process opens is recorded by Python itself"
 import subprocess, sys
 import torch
-from dalnet.data import InputError, VOCDataset, make_shapes
+from dalnet.core import InputError
+from dalnet.shapes import make_shapes
+from dalnet.voc import VOCDataset
 
 SPY = '''
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ('open', 'os.listdir', 'os.scandir') else None)
 from dataclasses import replace
-from dalnet.training import PRESETS, train
+from dalnet.config import PRESETS
+from dalnet.training import train
 train(replace(PRESETS['demo'], data={data!r}, out={out!r}, iterations=2, batch_size=2, save_every=2))
 assert any('JPEGImages' in o for o in opened) and any('Annotations' in o for o in opened), 'the spy sees nothing'
 touched = [o for o in opened if 'SegmentationClass' in o]
