@@ -16,25 +16,44 @@ def object_mask(
     tags:Tensor, # (B,C) in {0,1}
     beta:float=.5 # background threshold
 )->Tensor: # (B,1,h,w) in {0,1}, float
-    "The object-aware mask M_obj: where any tagged class's intermediate CAM exceeds beta (Section 3.3)"
-    strongest = (inter_cam.detach()*tags[:, :, None, None]).amax(1, keepdim=True)
-    return (strongest > beta).to(inter_cam.dtype)
+    """Mark the patches where any tagged class's intermediate CAM exceeds beta (Section 3.3)
 
+        M_obj(i) = 1 if max over c with y_c = 1 of CAM_c(F_inter, theta_inter)(i) > beta, else 0
+
+    The CAMs are `inter_cam`, y is `tags`; no gradient flows through the mask.
+    """
+    tagged = inter_cam.detach()*tags[:, :, None, None]              # (B,C,h,w), zero where y_c = 0
+    strongest = tagged.amax(1, keepdim=True)                        # (B,1,h,w)
+    return (strongest > beta).to(inter_cam.dtype)                   # M_obj
+
+# %% ../nbs/method/02_masks.ipynb #1627e3e2
 def split_foreground(
     patch:Tensor, # (B,D,h,w) patch tokens v_p
-    mask:Tensor # (B,1,h,w) in {0,1}
+    mask:Tensor # (B,1,h,w) in {0,1}, M_obj
 )->tuple[Tensor,Tensor]: # v_fg and v_bg, (B,D,h,w) each
-    "Split patch tokens by the object-aware mask (Eq. 2)"
-    return patch*mask, patch*(1 - mask)
+    """Split patch tokens by the object-aware mask (Eq. 2)
+
+        v_fg = v_p * M_obj,    v_bg = v_p * (1 - M_obj)    (2)
+
+    v_p is `patch`, M_obj is `mask`.
+    """
+    return patch*mask, patch*(1 - mask)                             # v_fg, v_bg
+
+# %% ../nbs/method/02_masks.ipynb #a79a8817
+def _corner_sum(area, y, x):
+    "The mask's sum above and to the left of points y and x, (B,L) each, read from its table (B,H+1,W+1)"
+    image = torch.arange(len(area), device=area.device)[:, None]            # (B,1)
+    return area[image, y, x]                                                # (B,L)
 
 def box_share(
     mask:Tensor, # (B,1,h,w) in {0,1}
     boxes:Tensor, # (B,L,4) int, rows (y0,y1,x0,x1) in pixels
     size:tuple # (H,W) of the image in pixels
 )->Tensor: # (B,L) in [0,1]
-    "Which share of each box lies inside the mask"
+    "Measure the share of each box that lies inside the mask"
     whole = F.interpolate(mask, size, mode='nearest')[:, 0]                 # (B,H,W)
-    area = F.pad(whole.cumsum(1).cumsum(2), (1, 0, 1, 0))                   # (B,H+1,W+1), sums from the corner
-    y0, y1, x0, x1 = boxes.unbind(-1)
-    at = lambda y, x: area[torch.arange(len(area), device=area.device)[:, None], y, x]
-    return (at(y1, x1) - at(y0, x1) - at(y1, x0) + at(y0, x0))/((y1 - y0)*(x1 - x0)).clamp(min=1)
+    area = F.pad(whole.cumsum(1).cumsum(2), (1, 0, 1, 0))                   # (B,H+1,W+1), running sums
+    y0, y1, x0, x1 = boxes.unbind(-1)                                       # (B,L) each
+    inside = _corner_sum(area, y1, x1) - _corner_sum(area, y0, x1)
+    inside = inside - _corner_sum(area, y1, x0) + _corner_sum(area, y0, x0)
+    return inside/((y1 - y0)*(x1 - x0)).clamp(min=1)
