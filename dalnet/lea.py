@@ -8,16 +8,23 @@ __all__ = ['lea_loss']
 # %% ../nbs/method/05_lea.ipynb #2c2f3cc2
 import torch.nn.functional as F
 from torch import Tensor
+from .core import check_choice
 from .gia import cosine, positive_similarity
 
 # %% ../nbs/method/05_lea.ipynb #07bbb377
 def _tagged(cos, tags, reduce):
-    "Sum or mean of (B,N,C) cosines over each image's tagged classes -> (B,N)"
-    total = (cos*tags[:, None]).sum(-1)
+    "Sum or mean of cosines (B,N,C) over each image's tagged classes: sum_c y_c sim of Eq. 4-5 -> (B,N)"
+    check_choice('tag_reduce', reduce, ('sum', 'mean'))
+    total = (cos*tags[:, None]).sum(-1)                                     # (B,N)
     if reduce == 'sum': return total
-    if reduce == 'mean': return total/tags.sum(-1).clamp(min=1)[:, None]
-    raise ValueError(f'tag_reduce "{reduce}" is not known: choose "sum" or "mean"')
+    return total/tags.sum(-1).clamp(min=1)[:, None]
 
+# %% ../nbs/method/05_lea.ipynb #be768db6
+def _contrast(plus, minus, tau):
+    "Mean of -log(exp(s+/tau) / (exp(s+/tau) + exp(s-/tau))) over patches and images"
+    return F.softplus((minus - plus)/tau).mean()
+
+# %% ../nbs/method/05_lea.ipynb #17c207bd
 def lea_loss(
     patch_fg:Tensor, # (B,N,d) projected foreground patches, zero outside the mask
     patch_bg:Tensor, # (B,N,d) projected background patches, zero inside the mask
@@ -27,11 +34,24 @@ def lea_loss(
     lam:float=.001, # weight of the background half, lambda
     tau:float=1., # temperature
     cross:bool=True, # cross-contrastive learning; False: only pull the foreground
-    tag_reduce:str='sum' # several tags: "sum" (Eq. 4) or "mean"
+    tag_reduce:str='sum', # several tags: "sum" (Eq. 4) or "mean"
+    similarity:str='map' # without `cross`: how a cosine gets a logarithm, "map" or "clamp"
 )->Tensor: # scalar, >= 0
-    "Local Explicit Alignment, L_ex (Eq. 4-6)"
-    fg_fg = cosine(patch_fg, text_fg)                              # (B,N,C)
-    if not cross: return _tagged(-positive_similarity(fg_fg).log(), tags, 'mean').mean()
-    fg_plus, fg_minus = _tagged(fg_fg, tags, tag_reduce), cosine(patch_fg, text_bg)[..., 0]                       # Eq. 4
-    bg_plus, bg_minus = cosine(patch_bg, text_bg)[..., 0], _tagged(cosine(patch_bg, text_fg), tags, tag_reduce)   # Eq. 5
-    return F.softplus((fg_minus - fg_plus)/tau).mean() + lam*F.softplus((bg_minus - bg_plus)/tau).mean()          # Eq. 6
+    """Pull foreground patches to the tagged text and background patches to the background's: LEA, L_ex (Eq. 4-6)
+
+        s+_fg = sum_c y_c sim(v_fg, t_fg[c])     s-_fg = sim(v_fg, t_bg)                     (4)
+        s+_bg = sim(v_bg, t_bg)                  s-_bg = sum_c y_c sim(v_bg, t_fg[c])        (5)
+        L_ex = - 1/N sum_i log( exp(s+_fg/tau) / (exp(s+_fg/tau) + exp(s-_fg/tau)) )
+               - lam/N sum_i log( exp(s+_bg/tau) / (exp(s+_bg/tau) + exp(s-_bg/tau)) )       (6)
+
+    v_fg, v_bg are `patch_fg`, `patch_bg`, the N patches i; t_fg, t_bg are `text_fg`, `text_bg`; y is `tags`.
+    Without `cross`: - 1/N sum_i (sum_c y_c log(sim(v_fg, t_fg[c])) / sum_c y_c).
+    """
+    fg_fg = cosine(patch_fg, text_fg)                                       # sim(v_fg, t_fg), (B,N,C)
+    if not cross:
+        return _tagged(-positive_similarity(fg_fg, similarity).log(), tags, 'mean').mean()
+    fg_plus = _tagged(fg_fg, tags, tag_reduce)                              # s+_fg, Eq. 4, (B,N)
+    fg_minus = cosine(patch_fg, text_bg)[..., 0]                            # s-_fg, Eq. 4, (B,N)
+    bg_plus = cosine(patch_bg, text_bg)[..., 0]                             # s+_bg, Eq. 5, (B,N)
+    bg_minus = _tagged(cosine(patch_bg, text_fg), tags, tag_reduce)         # s-_bg, Eq. 5, (B,N)
+    return _contrast(fg_plus, fg_minus, tau) + lam*_contrast(bg_plus, bg_minus, tau)    # L_ex, Eq. 6
