@@ -19,12 +19,12 @@ def _tagged(cos, tags, reduce):
     if reduce == 'sum': return total
     return total/tags.sum(-1).clamp(min=1)[:, None]
 
-# %% ../nbs/method/05_lea.ipynb #be768db6
+# %% ../nbs/method/05_lea.ipynb #efad2430
 def _contrast(plus, minus, tau):
     "Mean of -log(exp(s+/tau) / (exp(s+/tau) + exp(s-/tau))) over patches and images"
-    return F.softplus((minus - plus)/tau).mean()
+    return F.softplus((minus - plus)/tau).mean()                            # of (B,N)
 
-# %% ../nbs/method/05_lea.ipynb #17c207bd
+# %% ../nbs/method/05_lea.ipynb #3a866086
 def lea_loss(
     patch_fg:Tensor, # (B,N,d) projected foreground patches, zero outside the mask
     patch_bg:Tensor, # (B,N,d) projected background patches, zero inside the mask
@@ -44,12 +44,13 @@ def lea_loss(
         L_ex = - 1/N sum_i log( exp(s+_fg/tau) / (exp(s+_fg/tau) + exp(s-_fg/tau)) )
                - lam/N sum_i log( exp(s+_bg/tau) / (exp(s+_bg/tau) + exp(s-_bg/tau)) )       (6)
 
-    v_fg, v_bg are `patch_fg`, `patch_bg`, the N patches i; t_fg, t_bg are `text_fg`, `text_bg`; y is `tags`.
-    Without `cross`: - 1/N sum_i (sum_c y_c log(sim(v_fg, t_fg[c])) / sum_c y_c).
+    v_fg, v_bg are `patch_fg`, `patch_bg`, the N patches i; t_fg, t_bg are `text_fg`, `text_bg`; y is `tags`;
+    lambda is `lam`; sim is `cosine`. Without `cross`: - 1/N sum_i (sum_c y_c log(sim(v_fg, t_fg[c])) / sum_c y_c).
     """
     fg_fg = cosine(patch_fg, text_fg)                                       # sim(v_fg, t_fg), (B,N,C)
     if not cross:
-        return _tagged(-positive_similarity(fg_fg, similarity).log(), tags, 'mean').mean()
+        pull = -positive_similarity(fg_fg, similarity).log()                # - log(sim(v_fg, t_fg)), (B,N,C)
+        return _tagged(pull, tags, 'mean').mean()                           # mean over tags, patches and images
     fg_plus = _tagged(fg_fg, tags, tag_reduce)                              # s+_fg, Eq. 4, (B,N)
     fg_minus = cosine(patch_fg, text_bg)[..., 0]                            # s-_fg, Eq. 4, (B,N)
     bg_plus = cosine(patch_bg, text_bg)[..., 0]                             # s+_bg, Eq. 5, (B,N)
