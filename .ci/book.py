@@ -62,17 +62,12 @@ def new_readme():
     notebook = nbformat.read(index, 4)
     notebook.metadata['language_info'] = dict(name='python')              # of the fences
     notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith('#| hide')]
-    for cell in notebook.cells:
-        if cell.source.startswith('#| echo: false'):                       # the drawing: a file of its own
-            cell.update(nbformat.v4.new_markdown_cell(f'![{ALT}](images/dalnet.svg)', id=cell.id), outputs=[])
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r'\]\((?!https?:|#)([^)]+)\)', r'](nbs/\1)', text)
     text = re.sub(r'\n{3,}', '\n\n', text)
     return f'<!-- Generated from nbs/index.ipynb by .ci/book.py: edit that. -->\n\n{text.strip()}\n'
 
 
-ALT = ('DALNet: an image encoder gives a class token, patch tokens and intermediate tokens; the text encoder gives a '
-       'vector for each class and one for the background; GIA aligns the class token, LEA the patch tokens')
 wrong = []
 for path, make in {quarto: new_quarto, index: new_index, readme: new_readme}.items():
     if path.is_file() and path.read_text(encoding='utf-8') == make(): continue
