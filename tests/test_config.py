@@ -147,7 +147,8 @@ def test_tiny_and_pointless_runs_are_allowed():
 # names
 
 def test_unknown_names():
-    error(lambda: config_from(dict(bacth_size=4), 'a.toml'), 'a.toml: setting bacth_size: unknown; did you mean batch_size?')
+    misspelt = dict(bacth_size=4)
+    error(lambda: config_from(misspelt, 'a.toml'), 'a.toml: setting bacth_size: unknown; did you mean batch_size?')
     error(lambda: config_from({'batch-size': 4}), 'batch_size?')
     error(lambda: config_from(dict(learning_rate=1)), 'did you mean lr?')
     error(lambda: config_from(dict(Iterations=1, lam_=2)), 'settings Iterations, lam_', 'did you mean iterations, lam?')
