@@ -146,7 +146,7 @@ def test_none_is_whole(shapes, undisturbed, tmp_path):
     for o, text in zip(numbered(out), ('{}', '{"config": {}, "files": []}')): (o/'config.json').write_text(text)
     log = (out/'log.jsonl').read_bytes()
     code, text, err = command('dalnet_train', '--data', shapes, '--out', out, *RUN)
-    assert code == 2 and text.count('damaged (config.json is not as it was written)') == 2 and 'none of its 2 checkpoints is whole' in err and 'Traceback' not in err
+    assert code == 2 and text.count('damaged (config.json is malformed)') == 2 and 'none of its 2 checkpoints is whole' in err and 'Traceback' not in err
     assert (out/'log.jsonl').read_bytes() == log
 
 
