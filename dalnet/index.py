@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from .archives import read_shards
 from .core import InputError, cache_folder, first_line, write_whole
 from .exports import read_cvat, read_export
-from .readers import SPLIT_FOLDERS, Batch, read_csv, read_folder, read_jsonl, read_parquet, walk_images
+from .readers import SPLITS, Batch, read_csv, read_folder, read_jsonl, read_parquet, walk_images
 
 # %% ../nbs/data/index.ipynb #0e4a97d5
 _READERS = {'.csv': read_csv, '.tsv': partial(read_csv, sep='\t'), '.jsonl': read_jsonl, '.ndjson': read_jsonl,
@@ -60,7 +60,7 @@ def _in_folder(path):
     "Reader of a folder, and what it reads"
     for name, reader in _TABLES.items():
         if (path/name).is_file(): return reader, path/name
-        parts = [path/part/name for part in SPLIT_FOLDERS if (path/part/name).is_file()]
+        parts = [path/part/name for part in SPLITS if (path/part/name).is_file()]
         if parts: return _read_parts, parts
     shards = sorted(path.glob('*.tar'))
     return (read_shards, shards) if shards else (read_folder, path)
