@@ -14,7 +14,7 @@ from scipy.io import loadmat
 from .dataset import ImageDataset, keep_good, read_classes, read_lines
 from .core import InputError, first_line
 from .images import check_image, check_mask, load_mask
-from .readers import parse_xml
+from .exports import parse_xml
 from .transforms import EvalTransform
 
 # %% ../nbs/data/voc.ipynb #75a12151
