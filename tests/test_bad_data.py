@@ -404,7 +404,8 @@ def test_own_images_from_tags_to_scores(shapes, tmp_path):
     misspelt = ['--prompts', '{"dsic": "disc"}', '--out', tmp_path/'x']
     assert 'there is no such class' in error_of('dalnet_train', *own, *misspelt)
 
-    predict = ['dalnet_predict', shard(shapes, tmp_path), '--checkpoint', run/'iter_000002', '--out', masks, '--crf', 'none']
+    predict = ['dalnet_predict', shard(shapes, tmp_path), '--checkpoint', run/'iter_000002', '--out', masks,
+               '--crf', 'none']
     code, out, _ = command(*predict)
     assert code == 0 and len(list(masks.glob('*.png'))) == 5, out
     code, out, _ = command(*predict)
