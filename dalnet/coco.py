@@ -13,96 +13,160 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np, torch
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from .dataset import ImageDataset, check_classes, keep_good, read_lines
+from fastcore.basics import patch
 from .core import IGNORE, InputError, cache_folder, first_line, write_whole
+from .dataset import ImageDataset, check_classes, keep_good, read_lines
 from .images import check_image, load_mask, save_mask
 from .transforms import EvalTransform
 
 # %% ../nbs/data/coco.ipynb #503a642d
-COCO_CLASSES = tuple('''person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,
-parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,
-skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,
-knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,
-dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,
-scissors,teddy bear,hair drier,toothbrush'''.replace('\n', '').split(','))
+COCO_CLASSES = tuple('''
+person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,
+parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,
+handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,
+skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,
+sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,
+dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
+refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush'''.replace('\n', '').split(','))
 
 COCO_SIZES = dict(train2014=82783, val2014=40504, train2017=118287, val2017=5000)  # images in the annotation files
 
+# %% ../nbs/data/coco.ipynb #57fe0b22
 def find_coco(
     root:str|Path, # folder with annotations/
     split:str='', # "train2014", "val2017", ..., or "train" or "val" of whichever year is there; "" = "train"
 )->str: # the split with its year
     "Which annotation file a split means"
-    there = sorted(o.stem.removeprefix('instances_') for o in (Path(root)/'annotations').glob('instances_*.json'))
-    split = split or 'train'
+    files = (Path(root)/'annotations').glob('instances_*.json')
+    there, split = sorted(file.stem.removeprefix('instances_') for file in files), split or 'train'
     if split in there: return split
-    if (year := [o for o in there if o.rstrip('0123456789') == split]):
-        if len(year) > 1: raise InputError(f'{root}: "{split}" may be {" or ".join(year)}: say which (--split)')
-        return year[0]
-    raise InputError(f'{root}/annotations/instances_{split}.json: not there: ' + (f'there are {", ".join(there)}' if there else 'give the folder that holds annotations/ and the image folders'))
+    years = [name for name in there if name.rstrip('0123456789') == split]
+    if len(years) == 1: return years[0]
+    if years: raise InputError(f'{root}: the split "{split}" may be {" or ".join(years)}; say which (--split)')
+    advice = 'give the folder that holds annotations/ and the image folders'
+    if there: advice = f'the split must be one of {", ".join(there)}'
+    raise InputError(f'{root}/annotations/instances_{split}.json: file not found; {advice}')
+
+# %% ../nbs/data/coco.ipynb #3b72d870
+def _pycocotools():
+    "The modules `coco` and `mask` of pycocotools"
+    try: from pycocotools import coco, mask
+    except ImportError:
+        raise InputError('COCO needs pycocotools: not installed; pip install "dalnet[coco]"') from None
+    return coco, mask
 
 # %% ../nbs/data/coco.ipynb #b5d98c66
+def _check_images(path, images):
+    "Raise an `InputError` for an image without a number, a name within the folder, and a size"
+    for image in images.values():
+        number, name, sides = image['id'], image['file_name'], (image['height'], image['width'])
+        if type(number) is not int or not 0 <= number < 2**63:
+            raise InputError(f'{path}: image id must be a whole number; got {number!r}')
+        whole = all(type(side) is int and side >= 1 for side in sides)
+        if not isinstance(name, str) or not whole or sides[0]*sides[1] > 2*10**8:
+            raise InputError(f'{path}: image {number} needs a name, and a height and width in whole pixels')
+        if '..' in Path(name).parts or os.path.isabs(name):
+            raise InputError(f'{path}: image {number}: "{name}" leads out of the dataset\'s folder; '
+                             'name images below it')
+
+def _check_annotations(path, annotations, images, categories):
+    "Raise an `InputError` for an annotation of an image or a category that is not there"
+    for annotation in annotations:
+        number, image, category = (annotation[key] for key in ('id', 'image_id', 'category_id'))
+        if category not in categories:
+            raise InputError(f'{path}: annotation {number} is of category {category}, which is not among '
+                             f'the {len(categories)} categories; add it or remove the annotation')
+        if image not in images:
+            raise InputError(f'{path}: annotation {number} is of image {image}, which is not among the images; '
+                             'remove it')
+
+# %% ../nbs/data/coco.ipynb #c5cb3994
 def load_annotations(
     path:str|Path # instances_*.json
-)->COCO: # checked
+): # pycocotools.coco.COCO, checked
     "Read an annotation file by pycocotools, quietly, and check what it refers to"
+    reader, _ = _pycocotools()
     try:
-        with contextlib.redirect_stdout(io.StringIO()): coco = COCO(str(path))
-        images, categories = coco.imgs, coco.cats
-        check_classes([categories[o]['name'] for o in sorted(categories)], path)
-        if not images: raise InputError(f'{path}: no images in it')
-        for o in images.values():
-            if type(o['id']) is not int or not 0 <= o['id'] < 2**63: raise InputError(f'{path}: image id {o["id"]!r}: expected a whole number')
-            if not isinstance(o['file_name'], str) or any(type(o[k]) is not int or o[k] < 1 for k in ('height', 'width')) or o['height']*o['width'] > 2*10**8:
-                raise InputError(f'{path}: image {o["id"]} needs a name, and a height and width that are whole numbers of pixels')
-            if '..' in Path(o['file_name']).parts or os.path.isabs(o['file_name']): raise InputError(f'{path}: image {o["id"]}: "{o["file_name"]}" leads out of the dataset\'s folder: name images below it')
-        for a in coco.dataset['annotations']:                            # not `coco.anns`, which keeps one of those with the same id
-            if a['category_id'] not in categories: raise InputError(f'{path}: annotation {a["id"]} is of category {a["category_id"]}, which is not among the {len(categories)} categories: add it or take the annotation out')
-            if a['image_id'] not in images: raise InputError(f'{path}: annotation {a["id"]} is of image {a["image_id"]}, which is not among the images: take it out')
+        with contextlib.redirect_stdout(io.StringIO()): coco = reader.COCO(str(path))
+        check_classes([coco.cats[number]['name'] for number in sorted(coco.cats)], path)
+        if not coco.imgs: raise InputError(f'{path}: no images in it; download it again')
+        _check_images(path, coco.imgs)
+        annotations = coco.dataset['annotations']  # not `coco.anns`, which keeps one of those with the same id
+        _check_annotations(path, annotations, coco.imgs, coco.cats)
     except InputError: raise
-    except FileNotFoundError: raise InputError(f'{path}: no such file: give the folder that holds annotations/') from None
-    except (ValueError, AssertionError, KeyError, TypeError, AttributeError, RecursionError) as e: raise InputError(f'{path}: not an annotation file of COCO ({type(e).__name__}: {first_line(e)}): download it again') from None
+    except FileNotFoundError:
+        raise InputError(f'{path}: file not found; give the folder that holds annotations/') from None
+    except (ValueError, AssertionError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{path}: not an annotation file of COCO ({type(error).__name__}: {first_line(error)}); '
+                         'download it again') from None
     return coco
 
+# %% ../nbs/data/coco.ipynb #b84a4108
 def _cached(path):
     "The cache folder of an annotation file"
     try: stamp = path.stat()
-    except OSError: raise InputError(f'{path}: no such file: give the folder that holds annotations/') from None
-    key = hashlib.blake2b(repr((1, str(path.resolve()), stamp.st_size, stamp.st_mtime_ns)).encode(), digest_size=12).hexdigest()
+    except OSError: raise InputError(f'{path}: file not found; give the folder that holds annotations/') from None
+    about = repr((1, str(path.resolve()), stamp.st_size, stamp.st_mtime_ns))
+    key = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
     return cache_folder('coco', f'{path.stem}-{key}')
 
+def _index_arrays(coco):
+    "What `read_index` gives, from annotations that were read"
+    ids, categories = sorted(coco.imgs), sorted(coco.cats)
+    row, column = ({number: i for i, number in enumerate(numbers)} for numbers in (ids, categories))
+    tags = np.zeros((len(ids), len(categories)), np.uint8)
+    for annotation in coco.dataset['annotations']:
+        tags[row[annotation['image_id']], column[annotation['category_id']]] = 1
+    images = [coco.imgs[number] for number in ids]
+    return dict(
+        id=np.array(ids), name=np.array([image['file_name'] for image in images]), tags=tags,
+        classes=np.array([coco.cats[number]['name'] for number in categories]),
+        size=np.array([(image['height'], image['width']) for image in images]))
+
+# %% ../nbs/data/coco.ipynb #050ac6b1
 def read_index(
     path:str|Path # instances_*.json
 )->dict[str,np.ndarray]: # id, name (N,), size (N,2), tags (N,C) uint8, classes (C,)
     "Names, sizes and tags of all images of an annotation file; from the cache where it was read before"
     file = _cached(Path(path))/'index.npz'
     if not file.is_file():
-        coco = load_annotations(path)
-        ids, row, number = sorted(coco.imgs), {o: i for i, o in enumerate(sorted(coco.imgs))}, {o: i for i, o in enumerate(sorted(coco.cats))}
-        tags = np.zeros((len(ids), len(number)), np.uint8)
-        for a in coco.dataset['annotations']: tags[row[a['image_id']], number[a['category_id']]] = 1
-        arrays = dict(id=np.array(ids), name=np.array([coco.imgs[o]['file_name'] for o in ids]), tags=tags, classes=np.array([coco.cats[o]['name'] for o in number]),
-                      size=np.array([(coco.imgs[o]['height'], coco.imgs[o]['width']) for o in ids]))
-        def write(part):
-            with open(part, 'wb') as f: np.savez_compressed(f, **arrays)
-        write_whole(file, write)
-    with np.load(file, allow_pickle=False) as z: return {k: z[k] for k in z.files}
+        arrays = _index_arrays(load_annotations(path))
+        write_whole(file, lambda part: np.savez_compressed(part, **arrays))
+    with np.load(file, allow_pickle=False) as arrays: return {name: arrays[name] for name in arrays.files}
 
 # %% ../nbs/data/coco.ipynb #5b6d8fa2
 def _covered(counts):
-    "How many pixels run lengths cover: a list of them, or COCO's string of six-bit pieces, each the difference to the last but one"
+    "How many pixels run lengths cover: a list, or COCO's string of differences to the last but one in six-bit pieces"
     if isinstance(counts, list): return sum(counts)
     runs, value, shift = [], 0, 0
-    for c in counts.encode() if isinstance(counts, str) else counts:
-        value |= ((c - 48) & 31) << shift
+    for byte in counts.encode() if isinstance(counts, str) else counts:
+        piece = byte - 48
+        value |= (piece & 31) << shift
         shift += 5
-        if (c - 48) & 32: continue
-        if (c - 48) & 16: value -= 1 << shift
+        if piece & 32: continue                    # more pieces of this number follow
+        if piece & 16: value -= 1 << shift         # it is negative
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value, shift = 0, 0
     return sum(runs)
+
+# %% ../nbs/data/coco.ipynb #dadcb42e
+def _inside(rle, shape, size):
+    "The boolean (H,W) mask of an outline, None if it has no polygon; whatever is wrong with it raises an exception"
+    if shape is None: raise ValueError('there is none')
+    if isinstance(shape, list):
+        if not all(abs(x) <= 10*max(size) for polygon in shape for x in polygon):
+            raise ValueError('it runs far out of the image')
+        return rle.decode(rle.merge(rle.frPyObjects(shape, *size))).astype(bool) if shape else None
+    covered, (height, width) = _covered(shape['counts']), shape['size']
+    if covered != height*width:
+        raise ValueError(f'its run lengths cover {covered} pixels, not {height} x {width}')
+    unpacked = isinstance(shape['counts'], list)
+    return rle.decode(rle.frPyObjects(shape, height, width) if unpacked else shape).astype(bool)
+
+# %% ../nbs/data/coco.ipynb #9afdc34c
+def _paint_order(annotation):
+    "Crowds first, then the largest objects"
+    return not annotation.get('iscrowd', 0), -(annotation.get('area') or 0)
 
 def render_mask(
     size:tuple, # (H,W) of the image
@@ -111,52 +175,86 @@ def render_mask(
     where='' # for errors
 )->np.ndarray: # (H,W) uint8, 0 background, 255 crowds
     "The label mask of one image"
+    _, rle = _pycocotools()
     mask = np.zeros(size, np.uint8)
-    for a in sorted(annotations, key=lambda a: (not a.get('iscrowd', 0), -(a.get('area') or 0))):
-        shape = a.get('segmentation')
-        try:
-            if shape is None: raise ValueError('there is none')
-            if isinstance(shape, list) and not all(abs(x) <= 10*max(size) for part in shape for x in part): raise ValueError('it runs far out of the image')
-            if isinstance(shape, list): runs = rle.merge(rle.frPyObjects(shape, *size)) if shape else None
-            else:
-                n, (h, w) = _covered(shape['counts']), shape['size']
-                if n != h*w: raise ValueError(f'its run lengths cover {n} pixels, not {h} x {w}')
-                runs = rle.frPyObjects(shape, h, w) if isinstance(shape['counts'], list) else shape
-            inside = None if runs is None else rle.decode(runs).astype(bool)
-        except Exception as e: raise InputError(f'{where}: the outline of annotation {a["id"]} cannot be read ({type(e).__name__}: {first_line(e)}): mend or take out the annotation') from None
+    for annotation in sorted(annotations, key=_paint_order):
+        try: inside = _inside(rle, annotation.get('segmentation'), size)
+        except Exception as error:
+            raise InputError(f'{where}: the outline of annotation {annotation["id"]} cannot be read '
+                             f'({type(error).__name__}: {first_line(error)}); correct or remove it') from None
         if inside is None: continue
-        if inside.shape != tuple(size): raise InputError(f'{where}: annotation {a["id"]} is drawn for {inside.shape[1]}x{inside.shape[0]} pixels, the image has {size[1]}x{size[0]}: mend or take out the annotation')
-        mask[inside] = IGNORE if a.get('iscrowd', 0) else label[a['category_id']]
+        if inside.shape != tuple(size):
+            raise InputError(f'{where}: annotation {annotation["id"]} is drawn for {inside.shape[1]}x{inside.shape[0]} '
+                             f'pixels, the image has {size[1]}x{size[0]}; correct or remove it')
+        mask[inside] = IGNORE if annotation.get('iscrowd', 0) else label[annotation['category_id']]
     return mask
 
+# %% ../nbs/data/coco.ipynb #4f56fe40
 def _render_to(job):
     "Render one image into a file; None, or its id and what is wrong"
     path, size, annotations, label, where = job
     try: mask = render_mask(size, annotations, label, where)
-    except InputError as e: return path.stem, str(e)
-    write_whole(path, lambda o: save_mask(mask, o))
+    except InputError as error: return path.stem, str(error)
+    write_whole(path, lambda part: save_mask(mask, part))
 
-# %% ../nbs/data/coco.ipynb #4f56fe40
+def _render_jobs(folder, annotations):
+    "The arguments of `_render_to` for each image that has objects, but no mask yet"
+    coco, jobs = load_annotations(annotations), []
+    label = {number: i for i, number in enumerate(sorted(coco.cats), 1)}
+    for number, image in coco.imgs.items():
+        path, objects = folder/f'{number}.png', coco.imgToAnns.get(number)
+        if objects and not path.is_file():
+            where = f'{annotations}, image {image["file_name"]}'
+            jobs.append((path, (image['height'], image['width']), objects, label, where))
+    return jobs
+
+# %% ../nbs/data/coco.ipynb #b6605d18
+def _render_parallel(folder, jobs, processes, show):
+    "What `_render_to` gives for each job, by several processes"
+    with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
+        try: return list(show(pool.map(_render_to, jobs, chunksize=16), len(jobs)))
+        except BrokenProcessPool:
+            raise InputError(f'{folder}: a process died (out of memory?); run again with fewer processes, '
+                             'finished masks are kept') from None
+        finally: pool.shutdown(wait=False, cancel_futures=True)
+
+# %% ../nbs/data/coco.ipynb #e7540606
 def render_masks(
     annotations:str|Path, # instances_*.json
     processes:int|None=None, # that share the images; None = one for each core
     show=lambda steps, total: steps # wraps the iteration, e.g. `progress`
-)->tuple[Path,dict]: # folder of <image id>.png in the cache, and for each image that cannot be rendered its id and a line
+)->tuple[Path,dict]: # folder of <image id>.png in the cache, and a line by id for each that cannot be rendered
     "Render the masks of all images with objects, skipping those that are there"
     folder = _cached(Path(annotations))/'masks'
-    if (folder/'.complete').is_file(): return folder, json.loads((folder/'.complete').read_text())
-    coco = load_annotations(annotations)
-    label = {o: i for i, o in enumerate(sorted(coco.cats), 1)}
-    jobs = [(folder/f'{i}.png', (o['height'], o['width']), coco.imgToAnns[i], label, f'{annotations}, image {o["file_name"]}') for i, o in coco.imgs.items() if coco.imgToAnns.get(i) and not (folder/f'{i}.png').is_file()]
-    processes = processes or os.cpu_count()
-    if processes == 1 or len(jobs) < 200: bad = dict(o for o in show(map(_render_to, jobs), len(jobs)) if o)
-    else:
-        with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
-            try: bad = dict(o for o in show(pool.map(_render_to, jobs, chunksize=16), len(jobs)) if o)
-            except BrokenProcessPool: raise InputError(f'{folder}: a process died (out of memory?): run again with fewer processes; finished masks are kept') from None
-            finally: pool.shutdown(wait=False, cancel_futures=True)
-    write_whole(folder/'.complete', lambda o: o.write_text(json.dumps(bad)))
+    complete = folder/'.complete'
+    if complete.is_file(): return folder, json.loads(complete.read_text())
+    jobs, processes = _render_jobs(folder, annotations), processes or os.cpu_count()
+    if processes == 1 or len(jobs) < 200: results = list(show(map(_render_to, jobs), len(jobs)))
+    else: results = _render_parallel(folder, jobs, processes, show)
+    bad = dict(result for result in results if result)
+    write_whole(complete, lambda part: part.write_text(json.dumps(bad)))
     return folder, bad
+
+# %% ../nbs/data/coco.ipynb #be00d315
+def _number(name):
+    "The number in a COCO file name, or None"
+    found = re.fullmatch(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})', Path(name).stem)
+    return int(found[1]) if found else None
+
+def _image_folders(root, split):
+    "Folders that may hold the images of a split, and what is in them"
+    folders = (root/split, root/'images'/split, root/'images', root)
+    return {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
+
+def _find_picture(folders, file, split):
+    "Where an image is, in either style of names; None if nowhere"
+    names, number = [Path(file).name], _number(file)
+    if number is not None: names += [f'{number:012d}.jpg', f'COCO_{split}_{number:012d}.jpg']
+    for folder, there in folders.items():
+        for name in names:
+            if name in there: return folder/name
+        if (folder/file).is_file(): return folder/file
+    return None
 
 # %% ../nbs/data/coco.ipynb #b6fcbd20
 class COCODataset(ImageDataset):
@@ -164,7 +262,7 @@ class COCODataset(ImageDataset):
     def __init__(self,
         root:str|Path, # folder with annotations/ and the image folders
         split:str='', # "train2014", "val2017", ..., or "train" or "val" of whichever year is there; "" = "train"
-        tags:str|Path='auto', # "auto": the categories of the objects; or a list file with lines "NAME i j k" that count the classes from 0
+        tags:str|Path='auto', # "auto": the categories of the objects; or a list of "NAME i j k", classes counted from 0
         transform=None, # image -> dict(image, roi, ...); None = `EvalTransform()`
         masks:bool=False, # also load the masks, rendering them first where they are not; for evaluation only
         allow_untagged:bool=False, # keep images without an object
@@ -176,77 +274,92 @@ class COCODataset(ImageDataset):
         self.split = find_coco(self.root, split)
         self.annotations = self.root/f'annotations/instances_{self.split}.json'
         index = read_index(self.annotations)
-        self.classes, files = check_classes(index['classes'], self.annotations), index['name']
-        rows = index['tags'] if tags == 'auto' else self._listed(tags, files)
-        self.untagged = int((~rows.any(1)).sum())
-        order = np.arange(len(files)) if allow_untagged else np.flatnonzero(rows.any(1))
-        if not len(order): raise InputError(f'{self.annotations}: no image has an object: there is nothing to learn from')
+        self.classes = check_classes(index['classes'], self.annotations)
+        rows = index['tags'] if tags == 'auto' else self._listed_tags(tags, index['name'])
+        has_tag = rows.any(1)
+        self.untagged = int((~has_tag).sum())
+        order = np.arange(len(rows)) if allow_untagged else np.flatnonzero(has_tag)
+        if not len(order):
+            raise InputError(f'{self.annotations}: no image has an object; there is nothing to learn from')
         self._where = _image_folders(self.root, self.split)
         self.mask_folder, broken = render_masks(self.annotations, processes, show) if masks else (None, {})
-        def check(i):
-            if (line := broken.get(str(index['id'][order[i]]))): raise InputError(line)
-            check_image(self._picture(files[order[i]]))
-        good, self.skipped = keep_good(order, check, skip_bad)
-        kept = order[good]
-        self.files, self.ids, self.tags = files[kept], index['id'][kept], rows[kept]
-        stems = [Path(o).stem for o in self.files]
-        self.names = stems if len(set(stems)) == len(stems) else [str(Path(o).with_suffix('')) for o in self.files]
+        ids, files = index['id'][order], index['name'][order]
+        good, self.skipped = keep_good(order, lambda i: self._check(ids[i], files[i], broken), skip_bad)
+        self.files, self.ids, self.tags = files[good], ids[good], rows[order[good]]
+        self.names = _unique_stems(self.files)
 
-    def _listed(self, path, files):
-        "Tags from a list file"
-        table, size = {}, len(self.classes)
-        for number, line in read_lines(path, numbered=True):
-            name, *labels = line.split()
-            if not all(o.isdecimal() and len(o) < 5 and int(o) < size for o in labels): raise InputError(f'{path}, line {number}: expected "NAME i j k" with numbers from 0 to {size - 1}, found "{line[:60]}"')
-            table[_number(name)] = [int(o) for o in labels]
-        rows = np.zeros((len(files), size), np.uint8)
-        for i, o in enumerate(files): rows[i, table.get(_number(o), [])] = 1
-        return rows
+# %% ../nbs/data/coco.ipynb #3e724755
+def _unique_stems(files):
+    "What results are called: the names without folder and suffix, or with the folder where that is not unique"
+    stems = [Path(file).stem for file in files]
+    if len(set(stems)) == len(stems): return stems
+    return [str(Path(file).with_suffix('')) for file in files]
 
-    def _picture(self, file):
-        "Where an image is, in either style of names"
-        if (path := _find_picture(self._where, file, self.split)): return path
-        raise InputError(f'{self.root}/{self.split}/{file}: no such image: unpack the images of {self.split} there')
+# %% ../nbs/data/coco.ipynb #7b9cac12
+@patch
+def _listed_tags(self:COCODataset, path, files):
+    "Tags from a list file"
+    table, size = {}, len(self.classes)
+    for number, line in read_lines(path, numbered=True):
+        name, *labels = line.split()
+        if not all(label.isdecimal() and len(label) < 5 and int(label) < size for label in labels):
+            raise InputError(f'{path}, line {number}: expected "NAME i j k" with numbers from 0 to {size - 1}, '
+                             f'got "{line[:60]}"')
+        table[_number(name)] = [int(label) for label in labels]
+    rows = np.zeros((len(files), size), np.uint8)
+    for i, file in enumerate(files): rows[i, table.get(_number(file), [])] = 1
+    return rows
 
-    def image_path(self, i): return self._picture(str(self.files[i]))
+@patch
+def _check(self:COCODataset, number, file, broken):
+    "Raise an `InputError` if an image is missing or broken, or has a mask that could not be rendered"
+    if str(number) in broken: raise InputError(broken[str(number)])
+    check_image(self._picture(file))
 
-    def load_mask(self, i, size):
-        path = self.mask_folder/f'{self.ids[i]}.png'
-        if path.is_file() or self.tags[i].any(): return load_mask(path, len(self.classes), size)
-        return torch.zeros(tuple(size), dtype=torch.int64)               # an image without objects
+# %% ../nbs/data/coco.ipynb #1a34ce5c
+@patch
+def _picture(self:COCODataset, file):
+    "Where an image is, in either style of names"
+    path = _find_picture(self._where, file, self.split)
+    if path is None:
+        raise InputError(f'{self.root}/{self.split}/{file}: file not found; unpack the images of {self.split} there')
+    return path
 
-# %% ../nbs/data/coco.ipynb #be00d315
-def _number(name):
-    "The number in a COCO file name, or None"
-    found = re.fullmatch(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})', Path(name).stem)
-    return int(found[1]) if found else None
+@patch
+def image_path(self:COCODataset, i): return self._picture(str(self.files[i]))
 
-def _image_folders(root, split):
-    "Folders that may hold the images of a split, and what is in them"
-    return {o: set(os.listdir(o)) for o in (root/split, root/'images'/split, root/'images', root) if o.is_dir()}
-
-def _find_picture(where, file, split):
-    "Where an image is, in either style of names; None if nowhere"
-    name, number = Path(file).name, _number(file)
-    for folder, there in where.items():
-        for o in (name,) if number is None else (name, f'{number:012d}.jpg', f'COCO_{split}_{number:012d}.jpg'):
-            if o in there: return folder/o
-        if (folder/file).is_file(): return folder/file
+@patch
+def load_mask(self:COCODataset, i, size):
+    path = self.mask_folder/f'{self.ids[i]}.png'
+    if path.is_file() or self.tags[i].any(): return load_mask(path, len(self.classes), size)
+    return torch.zeros(tuple(size), dtype=torch.int64)  # an image without objects
 
 # %% ../nbs/data/coco.ipynb #5bb8608c
+def _report_split(root, path):
+    "Lines about one annotation file, and lines about what it lacks"
+    split, index = path.stem.removeprefix('instances_'), read_index(path)
+    tags, files, folders = index['tags'], index['name'], _image_folders(root, split)
+    found = [_find_picture(folders, str(file), split) is not None for file in files]
+    rendered = len(list((_cached(path)/'masks').glob('*.png')))
+    published = f' (COCO: {COCO_SIZES[split]:,})' if split in COCO_SIZES else ''
+    lines = [f'{split:<10}{len(tags):>8,} images{published}: {sum(found):,} pictures, '
+             f'{int((~tags.any(1)).sum()):,} without an object, {len(index["classes"])} classes, '
+             f'{tags.sum(1).mean():.2f} tags a picture, {rendered:,} masks rendered']
+    empty = [name for name, count in zip(index['classes'], tags.sum(0)) if not count]
+    if empty: lines.append(f'{"":<10} no image has {", ".join(empty)}')
+    if all(found): return lines, []
+    return lines, [f'{split}: {found.count(False):,} of {len(found):,} pictures are not there, '
+                   f'the first is {files[found.index(False)]}']
+
+# %% ../nbs/data/coco.ipynb #6e42ce86
 def coco_report(
     root:str|Path # folder with annotations/
 )->tuple[list,list]: # lines to read, and a line for each thing that is missing
     "What of COCO is there, with counts"
     root, lines, missing = Path(root), [], []
-    if not any((root/'annotations').glob('instances_*.json')): find_coco(root)                     # says what is missing
-    for path in sorted((root/'annotations').glob('instances_*.json')):
-        split, index = path.stem.removeprefix('instances_'), read_index(path)
-        tags, where = index['tags'], _image_folders(root, split)
-        found = [_find_picture(where, str(f), split) is not None for f in index['name']]
-        rendered = len(list((_cached(path)/'masks').glob('*.png')))
-        lines.append(f'{split:<10}{len(tags):>8,} images' + (f' (COCO: {COCO_SIZES[split]:,})' if split in COCO_SIZES else '') + f': {sum(found):,} pictures, {int((~tags.any(1)).sum()):,} without an object, '
-                     f'{len(index["classes"])} classes, {tags.sum(1).mean():.2f} tags a picture, {rendered:,} masks rendered')
-        if not all(found): missing.append(f'{split}: {found.count(False):,} of {len(found):,} pictures are not there, the first is {index["name"][found.index(False)]}')
-        if (empty := [c for c, n in zip(index['classes'], tags.sum(0)) if not n]): lines.append(f'{"":<10} no image has {", ".join(empty)}')
+    paths = sorted((root/'annotations').glob('instances_*.json'))
+    if not paths: find_coco(root)  # says what is missing
+    for path in paths:
+        there, gone = _report_split(root, path)
+        lines, missing = lines + there, missing + gone
     return lines, missing

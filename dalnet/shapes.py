@@ -15,23 +15,30 @@ from .images import save_mask
 # %% ../nbs/data/shapes.ipynb #b7f043ea
 SHAPE_CLASSES = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
 
-def _noise(rng, size, cells, low, high):
-    "Smooth colour noise: a `cells` x `cells` grid of colours, enlarged to (size,size,3)"
-    grid = rng.uniform(low, high, (cells, cells, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC), float)
+def _cross():
+    "Corner points of an upright cross, within the unit circle"
+    arm = .33
+    corners = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
+               (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]
+    return np.array(corners)/1.05
 
 def _outline(name, rng):
-    "Corner points of a class's outline, within the unit circle"
-    n, inner = dict(cross=(4, None), disc=(40, None), ring=(40, None), square=(4, None), star=(5, .45), triangle=(3, None))[name]
+    "Corner points of a class's outline in a random direction, within the unit circle"
     turn = rng.uniform(0, 2*np.pi)
     if name == 'cross':
-        a = .33
-        points = np.array([(-a,-1),(a,-1),(a,-a),(1,-a),(1,a),(a,a),(a,1),(-a,1),(-a,a),(-1,a),(-1,-a),(-a,-a)])/1.05
-        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        return points @ rotation
-    radius = np.tile([1, inner], n) if inner else np.ones(n)
+        return _cross() @ [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    corners = dict(disc=40, ring=40, square=4, star=5, triangle=3)[name]
+    radius = np.tile([1, .45], corners) if name == 'star' else np.ones(corners)
     angle = turn + np.arange(len(radius))*2*np.pi/len(radius)
     return np.stack([radius*np.cos(angle), radius*np.sin(angle)], 1)
+
+# %% ../nbs/data/shapes.ipynb #38d3e9fc
+def _stencil(points, size, centre, radius, hole=0.):
+    "Boolean (size,size) mask of an outline on the canvas, with a round hole of relative radius `hole`"
+    mask = Image.new('1', (size, size))
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in points*radius + centre], fill=1)
+    y, x = np.mgrid[:size, :size]
+    return np.asarray(mask) & (np.hypot(x - centre[0], y - centre[1]) >= hole*radius)
 
 # %% ../nbs/data/shapes.ipynb #9da3fd6d
 def _texture(name, rng, size):
@@ -39,35 +46,51 @@ def _texture(name, rng, size):
     y, x = np.mgrid[:size, :size]/size
     turn, step = rng.uniform(0, np.pi), rng.uniform(14, 18)
     u, v = x*np.cos(turn) + y*np.sin(turn), -x*np.sin(turn) + y*np.cos(turn)
-    wave = dict(cross=np.sign(np.sin(2*np.pi*step*u)), disc=np.sin(2*np.pi*step*u)*np.sin(2*np.pi*step*v)*2,
-                ring=np.sin(2*np.pi*step*np.hypot(x - .5, y - .5)), square=np.sign(np.sin(np.pi*step*u)*np.sin(np.pi*step*v)),
-                star=rng.uniform(-1, 1, (size, size)), triangle=np.sin(np.pi*step*u) + .5*np.sin(2*np.pi*step*v))[name]
+    wave = dict(
+        cross=np.sign(np.sin(2*np.pi*step*u)),
+        disc=np.sin(2*np.pi*step*u)*np.sin(2*np.pi*step*v)*2,
+        ring=np.sin(2*np.pi*step*np.hypot(x - .5, y - .5)),
+        square=np.sign(np.sin(np.pi*step*u)*np.sin(np.pi*step*v)),
+        star=rng.uniform(-1, 1, (size, size)),
+        triangle=np.sin(np.pi*step*u) + .5*np.sin(2*np.pi*step*v))[name]
     hue = (SHAPE_CLASSES.index(name) + rng.uniform(-.35, .35))/len(SHAPE_CLASSES)
     colour = np.clip(np.abs((hue*6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)*150 + 60
     return np.clip(colour + 45*wave[..., None] + rng.uniform(-15, 15), 0, 255)
 
-def _stencil(points, size, centre, radius, hole=0.):
-    "Boolean (size,size) mask of an outline placed on the canvas, with a round hole of relative radius `hole`"
-    mask = Image.new('1', (size, size))
-    ImageDraw.Draw(mask).polygon([tuple(p) for p in points*radius + centre], fill=1)
-    mask, (y, x) = np.asarray(mask).copy(), np.mgrid[:size, :size]
-    return mask & (np.hypot(x - centre[0], y - centre[1]) >= hole*radius)
-
 # %% ../nbs/data/shapes.ipynb #75855e2f
-def _draw_shapes(rng, size):
-    "One picture: (size,size,3) uint8 image and (size,size) uint8 mask with 1-3 classes in it"
+def _noise(rng, size, cells, low, high):
+    "Smooth colour noise: a `cells` x `cells` grid of colours, enlarged to (size,size,3)"
+    grid = rng.uniform(low, high, (cells, cells, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC), float)
+
+def _ground(rng, size):
+    "A (size,size,3) ground of coloured noise with grey distractors on it, which have no tag"
     image = _noise(rng, size, 4, 60, 190) + _noise(rng, size, 24, 0, 50) - 25 + rng.normal(0, 6, (size, size, 1))
-    for _ in range(rng.integers(2, 6)):  # distractors: grey ellipses and bars without a tag
+    for _ in range(rng.integers(2, 6)):
         points = _outline('disc' if rng.random() < .5 else 'square', rng)*[1, rng.uniform(.15, .6)]
         where = _stencil(points, size, rng.uniform(0, size, 2), rng.uniform(.08, .25)*size)
         image[where] = rng.uniform(40, 215) + rng.normal(0, 20, (size, size, 1))[where]
-    mask, n = np.zeros((size, size), np.uint8), rng.choice([1, 2, 3], p=[.45, .4, .15])
-    for label in rng.choice(len(SHAPE_CLASSES), n, replace=False):
+    return image
+
+def _draw_shapes(rng, size):
+    "One picture: (size,size,3) uint8 image and (size,size) uint8 mask with 1-3 classes in it"
+    image, mask = _ground(rng, size), np.zeros((size, size), np.uint8)
+    number = rng.choice([1, 2, 3], p=[.45, .4, .15])
+    for label in rng.choice(len(SHAPE_CLASSES), number, replace=False):
         name, radius = SHAPE_CLASSES[label], rng.uniform(.17, .34)*size
-        where = _stencil(_outline(name, rng), size, rng.uniform(.6*radius, size - .6*radius, 2), radius, .5*(name == 'ring'))
+        points, centre = _outline(name, rng), rng.uniform(.6*radius, size - .6*radius, 2)
+        where = _stencil(points, size, centre, radius, .5*(name == 'ring'))
         image[where], mask[where] = _texture(name, rng, size)[where], label + 1
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
+# %% ../nbs/data/shapes.ipynb #56308add
+def _all_visible(mask):
+    "Whether a mask has a class in it, and each class at least 1.5% of the pixels"
+    counts = np.bincount(mask[mask > 0])
+    counts = counts[counts > 0]
+    return len(counts) > 0 and counts.min() >= .015*mask.size
+
+# %% ../nbs/data/shapes.ipynb #2f298d22
 def _annotation(name, mask):
     "The devkit's XML for one picture: an object with a name and a box for each class in the mask"
     root = ElementTree.Element('annotation')
@@ -79,6 +102,13 @@ def _annotation(name, mask):
         for key, value in dict(xmin=x.min() + 1, ymin=y.min() + 1, xmax=x.max() + 1, ymax=y.max() + 1).items():
             ElementTree.SubElement(box, key).text = str(value)
     return ElementTree.tostring(root)
+
+def _write_split(root, split, names, tags):
+    "The list of a split, and for each class a list that says which of its pictures have it"
+    (root/f'ImageSets/Segmentation/{split}.txt').write_text(''.join(f'{name}\n' for name in names))
+    for c, cls in enumerate(SHAPE_CLASSES):
+        lines = [f'{name} {1 if row[c] else -1:2d}\n' for name, row in zip(names, tags)]
+        (root/f'ImageSets/Main/{cls}_{split}.txt').write_text(''.join(lines))
 
 # %% ../nbs/data/shapes.ipynb #c82dc1eb
 def make_shapes(
@@ -92,21 +122,16 @@ def make_shapes(
     root, names = Path(root), [f's{seed}_{i:05d}' for i in range(n)]
     for folder in ['JPEGImages', 'SegmentationClass', 'Annotations', 'ImageSets/Segmentation', 'ImageSets/Main']:
         (root/folder).mkdir(parents=True, exist_ok=True)
-    tags = np.zeros((n, len(SHAPE_CLASSES)), bool)
+    tags, n_val = np.zeros((n, len(SHAPE_CLASSES)), bool), round(n*val)
     for i, name in enumerate(names):
         rng = np.random.default_rng([seed, i])
         image, mask = _draw_shapes(rng, size)
-        while not mask.any() or np.bincount(mask[mask > 0])[np.unique(mask[mask > 0])].min() < .015*size**2:
-            image, mask = _draw_shapes(rng, size)
+        while not _all_visible(mask): image, mask = _draw_shapes(rng, size)
         Image.fromarray(image).save(root/f'JPEGImages/{name}.jpg', quality=92)
         save_mask(mask, root/f'SegmentationClass/{name}.png')
         (root/f'Annotations/{name}.xml').write_bytes(_annotation(name, mask))
         tags[i, np.unique(mask[mask > 0]) - 1] = True
-    n_val = round(n*val)
-    for split, part in dict(train=slice(n_val, n), val=slice(0, n_val)).items():
-        (root/f'ImageSets/Segmentation/{split}.txt').write_text(''.join(f'{o}\n' for o in names[part]))
-        for c, cls in enumerate(SHAPE_CLASSES):
-            lines = [f'{o} {1 if t else -1:2d}\n' for o, t in zip(names[part], tags[part, c])]
-            (root/f'ImageSets/Main/{cls}_{split}.txt').write_text(''.join(lines))
-    (root/'classes.txt').write_text(''.join(f'{o}\n' for o in SHAPE_CLASSES))
+    _write_split(root, 'train', names[n_val:], tags[n_val:])
+    _write_split(root, 'val', names[:n_val], tags[:n_val])
+    (root/'classes.txt').write_text(''.join(f'{cls}\n' for cls in SHAPE_CLASSES))
     return root

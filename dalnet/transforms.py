@@ -11,34 +11,77 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
-from .core import InputError
+from .core import check_choice
 from .images import decode, upright_size
 
-# %% ../nbs/data/transforms.ipynb #828ddea8
-def _photometry(augment, jitter, blur, local=False):
-    "Colour steps for one view: a list of alternatives, each a list of transforms"
-    if augment == 'standard':
-        steps = [v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8)] if jitter else []
-        return [steps + ([v2.RandomApply([v2.GaussianBlur(9, (.1, 2.))], blur)] if blur else [])]
-    colours = [v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], .8), v2.RandomGrayscale(.2)]
-    soft = lambda p: v2.RandomApply([v2.GaussianBlur(9, (.1, 2.))], p)
-    return [colours + [soft(.5)]] if local else [colours + [soft(1.)], colours + [soft(.1), v2.RandomSolarize(128, .2)]]
+# %% ../nbs/data/transforms.ipynb #f955bb69
+def _place(side, crop):
+    "Along one axis: where in the picture to start, and the first and last pixel that it fills in the crop"
+    start = int(torch.randint(0, abs(side - crop) + 1, ()))
+    if side > crop: return start, 0, crop
+    return 0, start, start + side
 
-def _choose(alternatives):
-    "A pipeline that follows one of several lists of transforms, and ends in floats of [0,1]"
-    ways = [v2.Compose(o) if o else v2.Identity() for o in alternatives]
-    return v2.Compose([ways[0] if len(ways) == 1 else v2.RandomChoice(ways), v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])
+def _standard_crop(image, crop, scale, long_side):
+    "Decode, resize by one factor, flip, cut or pad with grey: (3,crop,crop) uint8 and its roi"
+    size, factor = upright_size(image), torch.empty(()).uniform_(*scale).item()
+    if long_side: factor *= long_side/max(size)
+    height, width = (max(1, round(side*factor)) for side in size)
+    picture = TF.resize(TF.pil_to_tensor(decode(image, factor)), [height, width], antialias=True)
+    if torch.rand(()) < .5: picture = picture.flip(-1)
+    (y, y0, y1), (x, x0, x1) = _place(height, crop), _place(width, crop)
+    canvas = picture.new_full((3, crop, crop), 128)
+    canvas[:, y0:y1, x0:x1] = picture[:, y:y + y1 - y0, x:x + x1 - x0]
+    return tv_tensors.Image(canvas), (y0, y1, x0, x1)
+
+# %% ../nbs/data/transforms.ipynb #165e5349
+def _dino_crop(image, crop):
+    "Decode, resize a random rectangle to the crop, flip: (3,crop,crop) uint8, all of it picture"
+    height, width = upright_size(image)
+    canvas = torch.empty(1, 1, 1).expand(1, height, width)               # has a size, but takes no memory
+    box = v2.RandomResizedCrop(crop, (.4, 1.)).make_params([canvas])
+    pixels = TF.pil_to_tensor(decode(image, crop/min(box['height'], box['width'])))
+    now_height, now_width = pixels.shape[1:]                             # smaller where a JPEG was decoded smaller
+    top, box_height = (round(box[key]*now_height/height) for key in ('top', 'height'))
+    left, box_width = (round(box[key]*now_width/width) for key in ('left', 'width'))
+    view = TF.resized_crop(pixels, top, left, max(1, box_height), max(1, box_width), [crop, crop],
+                           TF.InterpolationMode.BICUBIC, antialias=True)
+    if torch.rand(()) < .5: view = TF.horizontal_flip(view)
+    return tv_tensors.Image(view), (0, crop, 0, crop)
+
+# %% ../nbs/data/transforms.ipynb #828ddea8
+def _blur(p): return v2.RandomApply([v2.GaussianBlur(9, (.1, 2.))], p)
+
+def _colour_recipes(augment, jitter, blur, local=False):
+    "Colour steps for one view: a list of alternatives, each a list of transforms"
+    if augment == 'dino':
+        colours = [v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], .8), v2.RandomGrayscale(.2)]
+        if local: return [colours + [_blur(.5)]]
+        return [colours + [_blur(1.)], colours + [_blur(.1), v2.RandomSolarize(128, .2)]]
+    steps = []
+    if jitter: steps.append(v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8))
+    if blur: steps.append(_blur(blur))
+    return [steps]
+
+def _pipeline(recipes):
+    "Follow one of several lists of transforms, each with the same chance, and end in floats of [0,1]"
+    ways = [v2.Compose(steps) if steps else v2.Identity() for steps in recipes]
+    one = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
+    return v2.Compose([one, v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])
 
 # %% ../nbs/data/transforms.ipynb #774629d6
-def _local_views(crop, roi, n, size, photometry):
+def _local_views(crop, roi, n, size, colours):
     "(n,3,size,size) views from inside the picture's part of a uint8 crop, and their (n,4) boxes in it"
     y0, y1, x0, x1 = roi
-    inside, draw, views, boxes = tv_tensors.Image(crop[..., y0:y1, x0:x1]), v2.RandomResizedCrop(size, (.05, .4)), [], []
+    inside, draw = tv_tensors.Image(crop[..., y0:y1, x0:x1]), v2.RandomResizedCrop(size, (.05, .4))
+    views, boxes = [], []
     for _ in range(n):
-        p = draw.make_params([inside])
-        view = TF.resized_crop(inside, p['top'], p['left'], p['height'], p['width'], [size, size], TF.InterpolationMode.BICUBIC, antialias=True)
-        views.append(photometry(TF.horizontal_flip(view) if torch.rand(()) < .5 else view).as_subclass(torch.Tensor))
-        boxes.append([y0 + p['top'], y0 + p['top'] + p['height'], x0 + p['left'], x0 + p['left'] + p['width']])
+        box = draw.make_params([inside])
+        top, left, height, width = (box[key] for key in ('top', 'left', 'height', 'width'))
+        view = TF.resized_crop(inside, top, left, height, width, [size, size],
+                               TF.InterpolationMode.BICUBIC, antialias=True)
+        if torch.rand(()) < .5: view = TF.horizontal_flip(view)
+        views.append(colours(view).as_subclass(torch.Tensor))
+        boxes.append([y0 + top, y0 + top + height, x0 + left, x0 + left + width])
     return torch.stack(views), torch.tensor(boxes)
 
 # %% ../nbs/data/transforms.ipynb #a3fd6d54
@@ -48,50 +91,28 @@ class TrainTransform:
         crop:int=448, # side of the square crop, pixels
         scale:tuple=(.5, 2.), # range of the random rescaling of "standard"
         long_side:int|None=None, # pixels that factor 1 gives the longer side; None = its own length
-        jitter:float=.4, # strength of brightness, contrast and saturation jitter of "standard"; hue a quarter of it; 0 = none
+        jitter:float=.4, # of brightness, contrast and saturation in "standard"; hue gets a quarter of it; 0 = none
         blur:float=.1, # probability of a Gaussian blur in "standard"
         augment:str='standard', # "standard" or "dino"
         local_crops:int=0, # local views
         local_size:int=96 # their side, pixels
     ):
-        if augment not in ('standard', 'dino'): raise InputError(f'augmentation "{augment}" is not known: choose "standard" or "dino"')
-        self.crop, self.scale, self.long_side, self.augment, self.local_crops, self.local_size = crop, scale, long_side, augment, local_crops, local_size
-        self.colours, self.local_colours = (_choose(_photometry(augment, jitter, blur, o)) for o in (False, True))
-
-    def _standard(self, image):
-        "Decode, resize by one factor, flip, cut or lay on grey: (3,crop,crop) uint8 and its roi"
-        size, factor = upright_size(image), torch.empty(()).uniform_(*self.scale).item()
-        if self.long_side: factor *= self.long_side/max(size)
-        h, w = (max(1, round(o*factor)) for o in size)
-        picture = TF.resize(TF.pil_to_tensor(decode(image, factor)), [h, w], antialias=True)
-        if torch.rand(()) < .5: picture = picture.flip(-1)
-        (y, y0, y1), (x, x0, x1) = self._along(h), self._along(w)
-        crop = picture.new_full((3, self.crop, self.crop), 128)
-        crop[:, y0:y1, x0:x1] = picture[:, y:y + y1 - y0, x:x + x1 - x0]
-        return tv_tensors.Image(crop), (y0, y1, x0, x1)
-
-    def _along(self, side):
-        "Where on one side of the picture to begin, and which part of the crop that fills"
-        at = int(torch.randint(0, abs(side - self.crop) + 1, ()))
-        return (at, 0, self.crop) if side > self.crop else (0, at, at + side)
-
-    def _dino(self, image):
-        "Decode, resize a random rectangle to the crop, flip: (3,crop,crop) uint8, all of it picture"
-        h, w = upright_size(image)
-        p = v2.RandomResizedCrop(self.crop, (.4, 1.)).make_params([torch.empty(1, 1, 1).expand(1, h, w)])
-        pixels = TF.pil_to_tensor(decode(image, self.crop/min(p['height'], p['width'])))
-        down = lambda o, side, now: round(o*now/side)                                                 # in case it was decoded smaller
-        top, height, left, width = (down(p[k], side, now) for k, side, now in zip(('top', 'height', 'left', 'width'), (h, h, w, w), (pixels.shape[1],)*2 + (pixels.shape[2],)*2))
-        crop = TF.resized_crop(pixels, top, left, max(1, height), max(1, width), [self.crop]*2, TF.InterpolationMode.BICUBIC, antialias=True)
-        return tv_tensors.Image(TF.horizontal_flip(crop) if torch.rand(()) < .5 else crop), (0, self.crop, 0, self.crop)
+        check_choice('augment', augment, ('standard', 'dino'))
+        self.crop, self.scale, self.long_side, self.augment = crop, scale, long_side, augment
+        self.local_crops, self.local_size = local_crops, local_size
+        self.colours = _pipeline(_colour_recipes(augment, jitter, blur))
+        self.local_colours = _pipeline(_colour_recipes(augment, jitter, blur, local=True))
 
     def __call__(self,
         image:Image.Image # decoded or not
-    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; with local views also local (L,3,s,s) and boxes (L,4) int64
+    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; perhaps local (L,3,s,s), boxes (L,4) int64
         "Augment one image"
-        crop, roi = self._standard(image) if self.augment == 'standard' else self._dino(image)
+        if self.augment == 'dino': crop, roi = _dino_crop(image, self.crop)
+        else: crop, roi = _standard_crop(image, self.crop, self.scale, self.long_side)
         item = dict(image=self.colours(crop).as_subclass(torch.Tensor), roi=torch.tensor(roi))
-        if self.local_crops: item['local'], item['boxes'] = _local_views(crop, roi, self.local_crops, self.local_size, self.local_colours)
+        if self.local_crops:
+            item['local'], item['boxes'] = _local_views(
+                crop, roi, self.local_crops, self.local_size, self.local_colours)
         return item
 
 # %% ../nbs/data/transforms.ipynb #82db6b2d
@@ -108,5 +129,6 @@ class EvalTransform:
         size = upright_size(image)
         factor = self.long_side/max(size) if self.long_side else 1.
         image = TF.to_dtype(TF.pil_to_tensor(decode(image, factor)), torch.float32, scale=True)
-        if self.long_side: image = TF.resize(image, [max(1, round(o*factor)) for o in size], antialias=True).clamp(0, 1)
+        if self.long_side:
+            image = TF.resize(image, [max(1, round(side*factor)) for side in size], antialias=True).clamp(0, 1)
         return dict(image=image, roi=torch.tensor([0, image.shape[1], 0, image.shape[2]]))

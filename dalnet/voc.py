@@ -8,11 +8,14 @@ __all__ = ['VOC_CLASSES', 'VOC_SIZES', 'find_voc', 'find_sbd', 'build_train_aug'
 
 # %% ../nbs/data/voc.ipynb #383529d8
 import io, os, pickle
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
-from scipy.io import loadmat
-from .dataset import ImageDataset, keep_good, read_classes, read_lines
+from fastcore.basics import patch
 from .core import InputError, first_line
+from .dataset import ImageDataset, keep_good, read_classes, read_lines
 from .images import check_image, check_mask, load_mask
 from .exports import parse_xml
 from .transforms import EvalTransform
@@ -27,166 +30,200 @@ def find_voc(
     root:str|Path # a folder at or above the devkit's year folder
 )->Path: # the folder with JPEGImages
     "The year folder of a VOC devkit"
-    for o in ('', 'VOC2012', 'VOCdevkit/VOC2012'):
-        if (Path(root)/o/'JPEGImages').is_dir(): return Path(root)/o
-    raise InputError(f'{root}/JPEGImages: no such folder: give the devkit\'s year folder, e.g. VOCdevkit/VOC2012')
+    for below in ('', 'VOC2012', 'VOCdevkit/VOC2012'):
+        if (Path(root)/below/'JPEGImages').is_dir(): return Path(root)/below
+    raise InputError(f'{root}/JPEGImages: folder not found; give the devkit\'s year folder, e.g. VOCdevkit/VOC2012')
 
+# %% ../nbs/data/voc.ipynb #62b052c3
 def find_sbd(
     root:Path, # the year folder
     sbd:str|Path|None=None # folder with cls and img; None = look beside the devkit
 )->Path|None: # the folder with cls, None if there is none
     "The original SBD"
     if sbd is not None:
-        for o in ('', 'dataset', 'benchmark_RELEASE/dataset'):
-            if (Path(sbd)/o/'cls').is_dir(): return Path(sbd)/o
-        raise InputError(f'{sbd}/cls: no such folder: give SBD\'s dataset folder, e.g. benchmark_RELEASE/dataset')
-    places = [up/o for up in (root, root.parent, root.parent.parent) for o in ('benchmark_RELEASE/dataset', 'SBD/benchmark_RELEASE/dataset', 'SBD')]
-    return next((o for o in places if (o/'cls').is_dir()), None)
+        for below in ('', 'dataset', 'benchmark_RELEASE/dataset'):
+            if (Path(sbd)/below/'cls').is_dir(): return Path(sbd)/below
+        raise InputError(f'{sbd}/cls: folder not found; give SBD\'s dataset folder, e.g. benchmark_RELEASE/dataset')
+    for beside in (root, root.parent, root.parent.parent):
+        for below in ('benchmark_RELEASE/dataset', 'SBD/benchmark_RELEASE/dataset', 'SBD'):
+            if (beside/below/'cls').is_dir(): return beside/below
+    return None
 
 # %% ../nbs/data/voc.ipynb #e7d13c5f
 def _names(path):
     "The names in a list, none of which leads out of the dataset's folder"
     names = read_lines(path, numbered=True)
     for number, name in names:
-        if '..' in name.split('/') or name.startswith('/'): raise InputError(f'{path}, line {number}: "{name}" leads out of the dataset\'s folder: name images below JPEGImages')
-    return [o for _, o in names]
+        if '..' in name.split('/') or name.startswith('/'):
+            raise InputError(f'{path}, line {number}: "{name}" leads out of the dataset\'s folder; '
+                             'name images below JPEGImages')
+    return [name for _, name in names]
 
 def build_train_aug(
     root:Path, # the year folder
     sbd:Path|None=None # the original SBD; None = names are those of SegmentationClassAug
 )->list[str]: # names in alphabetical order
     "The training images of VOC and SBD together, without VOC's validation images"
-    train, val = (set(_names(root/f'ImageSets/Segmentation/{o}.txt')) for o in ('train', 'val'))
-    if sbd: extra = {name for o in ('train', 'val') for name in _names(sbd/f'{o}.txt')}
-    elif (root/'SegmentationClassAug').is_dir(): extra = {o[:-4] for o in os.listdir(root/'SegmentationClassAug') if o.endswith('.png')}
-    else: raise InputError(f'{root}: train_aug needs SBD: put SegmentationClassAug there or benchmark_RELEASE beside it, or choose --split train (1,464 images)')
+    train, val = (set(_names(root/f'ImageSets/Segmentation/{split}.txt')) for split in ('train', 'val'))
+    aug = root/'SegmentationClassAug'
+    if sbd: extra = {*_names(sbd/'train.txt'), *_names(sbd/'val.txt')}
+    elif aug.is_dir(): extra = {file[:-4] for file in os.listdir(aug) if file.endswith('.png')}
+    else:
+        raise InputError(f'{root}: train_aug needs SBD; put SegmentationClassAug there or benchmark_RELEASE '
+                         'beside it, or choose --split train (1,464 images)')
     return sorted((train | extra) - val)
 
 # %% ../nbs/data/voc.ipynb #1f3cf6f1
+def _list_of(root, split): return root/f'ImageSets/Segmentation/{split}.txt'
+
 def read_split(
     root:Path, # the year folder
     split:str, # a list in ImageSets/Segmentation, or "train_aug"
     sbd:Path|None=None # the original SBD
 )->list[str]: # names
     "Image names of a split"
-    path = root/f'ImageSets/Segmentation/{split}.txt'
+    path = _list_of(root, split)
     if not path.is_file():
-        if split == 'train_aug' and all((path.parent/f'{o}.txt').is_file() for o in ('train', 'val')): return build_train_aug(root, sbd)
-        if not path.parent.is_dir(): raise InputError(f'{path.parent}: no such folder: give the devkit\'s year folder, e.g. VOCdevkit/VOC2012')
-        known = ', '.join(sorted(o.stem for o in path.parent.glob('*.txt'))) or 'none'
-        raise InputError(f'{path}: no such split: there are {known}')
+        if split == 'train_aug' and _list_of(root, 'train').is_file() and _list_of(root, 'val').is_file():
+            return build_train_aug(root, sbd)
+        if not path.parent.is_dir():
+            raise InputError(f'{path.parent}: folder not found; give the devkit\'s year folder, e.g. VOCdevkit/VOC2012')
+        known = ', '.join(sorted(file.stem for file in path.parent.glob('*.txt'))) or 'none'
+        raise InputError(f'{path}: file not found; the split must be one of {known}')
     names = _names(path)
-    if not names: raise InputError(f'{path}: the list is empty: put one image name on each line')
-    if (twice := len(names) - len(set(names))): raise InputError(f'{path}: {twice} images are listed twice, one is {next(o for i, o in enumerate(names) if o in names[:i])}: name each once')
+    if not names: raise InputError(f'{path}: the list is empty; put one image name on each line')
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice: raise InputError(f'{path}: {len(twice)} images are listed twice, one is {twice[0]}; list each once')
     return names
 
+# %% ../nbs/data/voc.ipynb #8156e8d7
 def main_split(
     root:Path, # the year folder
     sbd:Path|None=None # the original SBD
 )->str: # "train_aug" where it can be had, else "train"
     "The split to train on"
-    folder = root/'ImageSets/Segmentation'
-    has = (folder/'train_aug.txt').is_file() or (all((folder/f'{o}.txt').is_file() for o in ('train', 'val')) and (sbd or (root/'SegmentationClassAug').is_dir()))
-    return 'train_aug' if has else 'train'
+    if _list_of(root, 'train_aug').is_file(): return 'train_aug'
+    listed = _list_of(root, 'train').is_file() and _list_of(root, 'val').is_file()
+    return 'train_aug' if listed and (sbd or (root/'SegmentationClassAug').is_dir()) else 'train'
 
 # %% ../nbs/data/voc.ipynb #a2bea6cc
-def _rows_from_xml(root, split, classes):
+def _xml_tags(root, classes, name):
     "Tags from Annotations/*.xml: every object's name"
-    index = {o: i for i, o in enumerate(classes)}
-    def row(name):
-        path, tags = root/f'Annotations/{name}.xml', np.zeros(len(classes), np.uint8)
-        try: objects = parse_xml(path).findall('object')
-        except OSError: raise InputError(f'{path}: no annotation for image {name}: add it, or choose tags="lists"') from None
-        for thing in objects:
-            cls = (thing.findtext('name') or '').strip()
-            if cls not in index: raise InputError(f'{path}: unknown class "{cls}": known are {", ".join(classes)}')
-            tags[index[cls]] = 1
-        return tags
-    return row
+    path, tags = root/f'Annotations/{name}.xml', np.zeros(len(classes), np.uint8)
+    try: objects = parse_xml(path).findall('object')
+    except OSError:
+        raise InputError(f'{path}: file not found; add the annotation, or choose tags="lists"') from None
+    for thing in objects:
+        cls = (thing.findtext('name') or '').strip()
+        if cls not in classes:
+            raise InputError(f'{path}: unknown class "{cls}"; known are {", ".join(classes)}')
+        tags[classes.index(cls)] = 1
+    return tags
 
-def _rows_from_lists(root, split, classes):
-    "Tags from ImageSets/Main/<class>_<split>.txt, or <class>_trainval.txt: 1 or 0 (difficult) is a tag, -1 is none"
-    folder, table = root/'ImageSets/Main', {}
-    part = split if (folder/f'{classes[0]}_{split}.txt').is_file() or not (folder/f'{classes[0]}_trainval.txt').is_file() else 'trainval'
+# %% ../nbs/data/voc.ipynb #71f323af
+_NO_LINE = 255  # in the rows of tags: a class whose list does not name the image
+
+def _read_tag_lists(root, split, classes):
+    "Rows of tags by name from ImageSets/Main/<class>_<split>.txt or <class>_trainval.txt, and the part that was read"
+    folder, rows = root/'ImageSets/Main', {}
+    has = {part: (folder/f'{classes[0]}_{part}.txt').is_file() for part in (split, 'trainval')}
+    part = 'trainval' if has['trainval'] and not has[split] else split
     for c, cls in enumerate(classes):
         path = folder/f'{cls}_{part}.txt'
-        if not path.is_file(): raise InputError(f'{path}: no tag list for class "{cls}": add it, or choose tags="xml"')
+        if not path.is_file(): raise InputError(f'{path}: file not found; add the list, or choose tags="xml"')
         for number, line in read_lines(path, numbered=True):
             name, _, value = line.rpartition(' ')
-            if value not in ('1', '-1', '0'): raise InputError(f'{path}, line {number}: expected "NAME 1" or "NAME -1", found "{line[:60]}"')
-            table.setdefault(name.strip(), np.full(len(classes), 255, np.uint8))[c] = value != '-1'
-    def row(name):
-        if name not in table or (table[name] == 255).any():
-            c = 0 if name not in table else int(np.argmax(table[name] == 255))
-            raise InputError(f'{folder}/{classes[c]}_{part}.txt: image {name} has no line here: complete the list')
-        return table[name]
+            if value not in ('1', '-1', '0'):
+                raise InputError(f'{path}, line {number}: expected "NAME 1" or "NAME -1", got "{line[:60]}"')
+            row = rows.setdefault(name.strip(), np.full(len(classes), _NO_LINE, np.uint8))
+            row[c] = value != '-1'
+    return rows, part
+
+# %% ../nbs/data/voc.ipynb #70fe90dc
+def _listed_tags(root, part, rows, classes, name):
+    "Tags from the lists: 1 or 0 (difficult) is a tag, -1 is none"
+    row = rows.get(name, np.full(len(classes), _NO_LINE))
+    if (row == _NO_LINE).any():
+        cls = classes[int(np.argmax(row == _NO_LINE))]
+        raise InputError(f'{root}/ImageSets/Main/{cls}_{part}.txt: no line for image {name}; complete the list')
     return row
 
 # %% ../nbs/data/voc.ipynb #4ac1bbae
+def _new_array(cls, shape, dtype): return np.ndarray.__new__(np.ndarray, (0,), 'b')
+def _latin1(text, encoding): return text.encode('latin1')
+
 class _ArrayUnpickler(pickle.Unpickler):
     "Builds dicts, numbers, strings and NumPy arrays, and refuses everything else"
     def find_class(self, module, name):
-        if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
-            return lambda cls, shape, dtype: np.ndarray.__new__(np.ndarray, (0,), 'b')
+        if name == '_reconstruct' and module in ('numpy.core.multiarray', 'numpy._core.multiarray'): return _new_array
         if (module, name) == ('numpy', 'ndarray'): return np.ndarray
         if (module, name) == ('numpy', 'dtype'): return np.dtype
-        if (module, name) == ('_codecs', 'encode'): return lambda text, _: text.encode('latin1')
+        if (module, name) == ('_codecs', 'encode'): return _latin1
         raise pickle.UnpicklingError(f'it asks to run {module}.{name}')
 
+def _unpickle(file):
+    "The dictionary in an open .npy file"
+    major, _ = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    _, _, dtype = read_header(file)
+    if not dtype.hasobject: raise pickle.UnpicklingError('it is a plain array without image names')
+    return _ArrayUnpickler(file).load().item()
+
+# %% ../nbs/data/voc.ipynb #f77cc00e
 def read_onehot(
     path:str|Path # .npy file: a dictionary from image name to (C,) zeros and ones
 )->dict[str,np.ndarray]: # name without "_" or extension -> (C,) uint8
     "Read the published one-hot tags without running any code that the file carries"
     try:
-        with open(path, 'rb') as f:
-            major, _ = np.lib.format.read_magic(f)
-            _, _, dtype = np.lib.format.read_array_header_1_0(f) if major == 1 else np.lib.format.read_array_header_2_0(f)
-            if not dtype.hasobject: raise pickle.UnpicklingError('it is a plain array without image names')
-            table = {str(k).replace('_', '').removesuffix('.jpg'): np.asarray(v) for k, v in _ArrayUnpickler(f).load().item().items()}
-            if (odd := [k for k, v in table.items() if not np.isin(v, (0, 1)).all()]): raise ValueError(f'image {odd[0]} has numbers other than 0 and 1')
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}): give the path of the one-hot .npy') from None
-    except Exception as e: raise InputError(f'{path}: not a dictionary of one-hot tags ({first_line(e)}): '
-                                            'use the published file, or the XML annotations') from None
-    return {k: v.astype(np.uint8) for k, v in table.items()}
+        rows = {}
+        with open(path, 'rb') as file:
+            for name, tags in _unpickle(file).items():
+                name, tags = str(name).replace('_', '').removesuffix('.jpg'), np.asarray(tags)
+                if not np.isin(tags, (0, 1)).all(): raise ValueError(f'image {name} has numbers other than 0 and 1')
+                rows[name] = tags.astype(np.uint8)
+        return rows
+    except FileNotFoundError: raise InputError(f'{path}: file not found; give the path of the one-hot .npy') from None
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); give the path of the one-hot .npy') from None
+    except Exception as error:
+        raise InputError(f'{path}: not a dictionary of one-hot tags ({first_line(error)}); '
+                         'use the published file, or the XML annotations') from None
 
 # %% ../nbs/data/voc.ipynb #6fddfeba
-def _rows_from_onehot(path, split, classes):
+def _onehot_tags(path, rows, classes, name):
     "Tags from a published one-hot file, which writes the names without their underscore, as numbers"
-    table = read_onehot(path)
-    def row(name):
-        if (tags := table.get(name.replace('_', ''))) is None: raise InputError(f'{path}: no tags for image {name}: take it off the list, or choose another tag source')
-        if tags.shape != (len(classes),): raise InputError(f'{path}: image {name} has tags of shape {tags.shape}, expected ({len(classes)},)')
-        return tags
-    return row
+    tags = rows.get(name.replace('_', ''))
+    if tags is None:
+        raise InputError(f'{path}: no tags for image {name}; remove it from the list, or choose another tag source')
+    if tags.shape != (len(classes),):
+        raise InputError(f'{path}: image {name} has tags of shape {tags.shape}, expected ({len(classes)},); '
+                         'give the file that belongs to these classes')
+    return tags
 
-def _tag_rows(source, root, split, classes):
-    "A function from an image's name to its (C,) uint8 tags, from the chosen source"
+def _no_tags(classes, name): return np.zeros(len(classes), np.uint8)
+
+# %% ../nbs/data/voc.ipynb #cc7ccf0b
+def _tag_reader(source, root, split, classes)->Callable: # name -> (C,) uint8
+    "The function that gives an image's tags from the chosen source"
+    if source == 'auto' and (root/'Annotations').is_dir(): source = 'xml'
+    if source == 'auto' and (root/'ImageSets/Main').is_dir(): source = 'lists'
     if source == 'auto':
-        source = 'xml' if (root/'Annotations').is_dir() else 'lists' if (root/'ImageSets/Main').is_dir() else None
-    if source is None: raise InputError(f'{root}: no tags: neither Annotations/ nor ImageSets/Main/ is there, and tags never come from masks; add one, or give a one-hot .npy')
-    if source == 'none': return lambda name: np.zeros(len(classes), np.uint8)
-    if source in ('xml', 'lists'): return dict(xml=_rows_from_xml, lists=_rows_from_lists)[source](root, split, classes)
-    return _rows_from_onehot(source, split, classes)
+        raise InputError(f'{root}: no tags: neither Annotations/ nor ImageSets/Main/ is there, and tags never come '
+                         'from masks; add one, or give a one-hot .npy')
+    if source == 'none': return partial(_no_tags, classes)
+    if source == 'xml': return partial(_xml_tags, root, classes)
+    if source == 'lists':
+        rows, part = _read_tag_lists(root, split, classes)
+        return partial(_listed_tags, root, part, rows, classes)
+    return partial(_onehot_tags, source, read_onehot(source), classes)
 
 # %% ../nbs/data/voc.ipynb #da00266f
-def _load_sbd(path, n_classes, size):
-    "The (H,W) int64 mask in one of SBD's .mat files"
-    try: mask = loadmat(path, variable_names='GTcls')['GTcls']['Segmentation'][0, 0]
-    except Exception as e: raise InputError(f'{path}: not one of SBD\'s class masks ({first_line(e)}): restore it') from None
-    return check_mask(torch.from_numpy(np.asarray(mask).astype(np.int64)), path, n_classes, size)
-
-def _check_png(path):
-    "Raise an `InputError` for a PNG without an end"
-    with path.open('rb') as f:
-        f.seek(max(-64, -path.stat().st_size), io.SEEK_END)
-        if b'IEND' not in f.read(): raise InputError(f'{path}: the mask is not a whole PNG file: restore it')
-
 class VOCDataset(ImageDataset):
     "PASCAL VOC 2012, with or without SBD, and everything in the devkit's layout; masks only where they are asked for"
     def __init__(self,
         root:str|Path, # the devkit's year folder, with JPEGImages and ImageSets, or a folder above it
         split:str='', # a list in ImageSets/Segmentation; "" = train_aug where it can be had, else train
-        tags:str|Path='auto', # "xml", "lists" (ImageSets/Main), a one-hot .npy, "none", or "auto": xml if there, else lists
+        tags:str|Path='auto', # "xml", "lists" (ImageSets/Main), a one-hot .npy, "none", or "auto": xml, else lists
         classes:tuple|None=None, # foreground names; None = classes.txt, else VOC's 20
         transform=None, # image -> dict(image, roi, ...); None = `EvalTransform()`
         masks:bool=False, # also load the masks; for evaluation only
@@ -198,41 +235,101 @@ class VOCDataset(ImageDataset):
         self.sbd = find_sbd(self.root, sbd)
         self.split = split or main_split(self.root, self.sbd)
         self.classes = tuple(classes or read_classes(self.root, VOC_CLASSES))
-        names, row, rows = read_split(self.root, self.split, self.sbd), _tag_rows(tags, self.root, self.split, self.classes), {}
-        self._present = set(os.listdir(self.root/'JPEGImages'))
-        if masks: self._mask_folders = [o for n in ('SegmentationClassAug', 'SegmentationClass') if (o := self.root/n).is_dir()]
-        if masks and not self._mask_folders and not self.sbd: raise InputError(f'{self.root}: no SegmentationClassAug, SegmentationClass or SBD: evaluation needs masks')
-        def check(i):
-            path = self._picture(names[i])
-            rows[i] = row(names[i])
-            if not rows[i].any() and not allow_untagged: raise InputError(f'{names[i]}: the image has no tag: tag it, take it off the list {self.split}, or allow untagged images')
-            check_image(path)
-            if masks and (mask := self.mask_path(names[i])).suffix == '.png': _check_png(mask)
+        names = read_split(self.root, self.split, self.sbd)
         if not names: raise InputError(f'{self.root}: {self.split} has no images')
+        tags_of, rows = _tag_reader(tags, self.root, self.split, self.classes), {}
+        self._present = set(os.listdir(self.root/'JPEGImages'))
+        if masks: self._mask_folders = _find_mask_folders(self.root, self.sbd)
+        def check(i): rows[i] = self._checked_tags(names[i], tags_of, allow_untagged)
         good, self.skipped = keep_good(names, check, skip_bad)
         self.names, self.tags = [names[i] for i in good], np.stack([rows[i] for i in good])
 
-    def _picture(self, name):
-        "Where a picture is: VOC's, else SBD's copy"
-        if f'{name}.jpg' in self._present or '/' in name: return self.root/f'JPEGImages/{name}.jpg'
-        if self.sbd and (path := self.sbd/f'img/{name}.jpg').is_file(): return path
-        raise InputError(f'{self.root}/JPEGImages/{name}.jpg: no such image: add it or take "{name}" off the list {self.split}')
+# %% ../nbs/data/voc.ipynb #1cc49cd2
+@patch
+def _picture(self:VOCDataset, name):
+    "Where a picture is: VOC's, else SBD's copy"
+    if f'{name}.jpg' in self._present or '/' in name: return self.root/f'JPEGImages/{name}.jpg'
+    if self.sbd and (self.sbd/f'img/{name}.jpg').is_file(): return self.sbd/f'img/{name}.jpg'
+    raise InputError(f'{self.root}/JPEGImages/{name}.jpg: file not found; '
+                     f'add the image or remove "{name}" from the list {self.split}')
 
-    def mask_path(self,
-        name:str # of an image
-    )->Path: # .png, or .mat of SBD
-        "Where the mask of an image is"
-        places = [o/f'{name}.png' for o in self._mask_folders] + ([self.sbd/f'cls/{name}.mat'] if self.sbd else [])
-        if (path := next((o for o in places if o.is_file()), None)): return path
-        raise InputError(f'{places[0]}: no mask for this image: add it or take "{name}" off the list {self.split}')
+@patch
+def image_path(self:VOCDataset, i): return self._picture(self.names[i])
 
-    def image_path(self, i): return self._picture(self.names[i])
+@patch
+def _checked_tags(self:VOCDataset, name, tags_of, allow_untagged):
+    "The tags of an image; it and its mask are looked at, but not decoded"
+    path, tags = self._picture(name), tags_of(name)
+    if not tags.any() and not allow_untagged:
+        raise InputError(f'{name}: the image has no tag; tag it, remove it from the list {self.split}, '
+                         'or allow untagged images')
+    check_image(path)
+    if self.masks: _check_end(self.mask_path(name))
+    return tags
 
-    def load_mask(self, i, size):
-        path = self.mask_path(self.names[i])
-        return (load_mask if path.suffix == '.png' else _load_sbd)(path, len(self.classes), size)
+# %% ../nbs/data/voc.ipynb #0eaa79e4
+def _find_mask_folders(root, sbd):
+    "The folders of masks that are there"
+    folders = [root/name for name in ('SegmentationClassAug', 'SegmentationClass') if (root/name).is_dir()]
+    if not folders and not sbd:
+        raise InputError(f'{root}: no SegmentationClassAug, SegmentationClass or SBD; evaluation needs masks')
+    return folders
+
+def _check_end(path):
+    "Raise an `InputError` for a mask that is a PNG without an end"
+    if path.suffix != '.png': return
+    with path.open('rb') as file:
+        file.seek(max(-64, -path.stat().st_size), io.SEEK_END)
+        if b'IEND' not in file.read(): raise InputError(f'{path}: the mask is not a whole PNG file; restore it')
+
+def _load_sbd(path, n_classes, size):
+    "The (H,W) int64 mask in one of SBD's .mat files"
+    from scipy.io import loadmat
+    try: mask = loadmat(path, variable_names='GTcls')['GTcls']['Segmentation'][0, 0]
+    except Exception as error:
+        raise InputError(f'{path}: not one of SBD\'s class masks ({first_line(error)}); restore it') from None
+    return check_mask(torch.from_numpy(np.asarray(mask).astype(np.int64)), path, n_classes, size)
+
+# %% ../nbs/data/voc.ipynb #d6e11ff4
+@patch
+def mask_path(self:VOCDataset,
+    name:str # of an image
+)->Path: # .png, or .mat of SBD
+    "Where the mask of an image is"
+    places = [folder/f'{name}.png' for folder in self._mask_folders]
+    if self.sbd: places.append(self.sbd/f'cls/{name}.mat')
+    for path in places:
+        if path.is_file(): return path
+    raise InputError(f'{places[0]}: file not found; add the mask or remove "{name}" from the list {self.split}')
+
+@patch
+def load_mask(self:VOCDataset, i, size):
+    path = self.mask_path(self.names[i])
+    load = load_mask if path.suffix == '.png' else _load_sbd
+    return load(path, len(self.classes), size)
 
 # %% ../nbs/data/voc.ipynb #61190c92
+def _stems(folder):
+    "Names without suffix of the files in a folder; none if it is not there"
+    return {file.rsplit('.', 1)[0] for file in os.listdir(folder)} if folder.is_dir() else set()
+
+def _split_line(root, split, names, pictures, annotations, masks):
+    "How many images of a split have what"
+    names, built = set(names), '' if _list_of(root, split).is_file() else ', built from VOC and SBD'
+    line = (f'{split:<10}{len(names):>7,} images (VOC 2012: {VOC_SIZES[split]:,}){built}: '
+            f'{len(pictures & names):,} pictures, {len(annotations & names):,} annotations')
+    return line if split == 'test' else f'{line}, {len(masks & names):,} masks'
+
+def _gone_lines(split, names, pictures, masks):
+    "A line for each kind of file that some images of a split lack"
+    lines = []
+    for what, there in dict(picture=pictures, mask=masks).items():
+        gone = [name for name in names if name not in there]
+        if gone and not (what == 'mask' and split == 'test'):
+            lines.append(f'{split}: {len(gone):,} of {len(names):,} images have no {what}, the first is {gone[0]}')
+    return lines
+
+# %% ../nbs/data/voc.ipynb #18a32d84
 def voc_report(
     root:str|Path, # the devkit's year folder or above
     sbd:str|Path|None=None # the original SBD; None = look beside the devkit
@@ -240,19 +337,19 @@ def voc_report(
     "What of VOC and SBD is there, with counts"
     root = find_voc(root)
     sbd, lines, missing = find_sbd(root, sbd), [f'devkit: {root}'], []
-    stems = {o: {n.rsplit('.', 1)[0] for n in os.listdir(root/o)} if (root/o).is_dir() else set() for o in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug')}
-    lines += [f'  {o:<22}{len(v):>7,} files' if v else f'  {o:<22}not there' for o, v in stems.items()]
+    folders = ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug')
+    pictures, annotations, own, aug = there = [_stems(root/folder) for folder in folders]
+    for folder, files in zip(folders, there):
+        lines.append(f'  {folder:<22}' + (f'{len(files):>7,} files' if files else 'not there'))
     lines.append(f'  SBD (original)        {sbd or "not found beside the devkit"}')
-    masks = stems['SegmentationClass'] | stems['SegmentationClassAug'] | ({o[:-4] for o in os.listdir(sbd/'cls')} if sbd else set())
-    pictures = stems['JPEGImages'] | ({o[:-4] for o in os.listdir(sbd/'img')} if sbd and (sbd/'img').is_dir() else set())
-    for split, size in VOC_SIZES.items():
+    masks = own | aug
+    if sbd: pictures, masks = pictures | _stems(sbd/'img'), masks | _stems(sbd/'cls')
+    for split in VOC_SIZES:
         try: names = read_split(root, split, sbd)
-        except InputError as e:
+        except InputError as error:
             lines.append(f'{split:<10} not there')
-            if split in ('train', 'val'): missing.append(str(e))
+            if split in ('train', 'val'): missing.append(str(error))
             continue
-        built = '' if (root/f'ImageSets/Segmentation/{split}.txt').is_file() else ', built from VOC and SBD'
-        lines.append(f'{split:<10}{len(names):>7,} images (VOC 2012: {size:,}){built}: {len(pictures & set(names)):,} pictures, {len(stems["Annotations"] & set(names)):,} annotations' + (f', {len(masks & set(names)):,} masks' if split != 'test' else ''))
-        for what, there in {'picture': pictures, 'mask': masks}.items():
-            if (gone := [o for o in names if o not in there]) and not (what == 'mask' and split == 'test'): missing.append(f'{split}: {len(gone):,} of {len(names):,} images have no {what}, the first is {gone[0]}')
+        lines.append(_split_line(root, split, names, pictures, annotations, masks))
+        missing += _gone_lines(split, names, pictures, masks)
     return lines, missing

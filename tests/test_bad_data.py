@@ -1,5 +1,5 @@
-"Hostile and broken data: it works, or it is one line that names file and row; and nothing is written into the user's folder"
-import json, shutil, subprocess, sys, zlib
+"Hostile and broken data: it works, or one line names file and row; nothing is written into the user's folder"
+import json, shutil, subprocess, sys, tarfile, zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -9,12 +9,13 @@ from dalnet.coco import COCODataset
 from dalnet.core import InputError
 from dalnet.images import save_mask
 from dalnet.tagged import TaggedImageDataset
+from dalnet.training import SampleStream
 from dalnet.transforms import TrainTransform
 from dalnet.voc import VOCDataset
-from dalnet.training import SampleStream
 from test_cli import command, error_of
 
-BOMB = ('<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol">' + ''.join(f'<!ENTITY {b} "{f"&{a};"*10}">' for a, b in zip('abcdefgh', 'bcdefghi')) + ']>')
+LAUGHS = ''.join(f'<!ENTITY {name} "{f"&{inner};"*10}">' for inner, name in zip('abcdefgh', 'bcdefghi'))
+BOMB = f'<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol">{LAUGHS}]>'
 OUTSIDE = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
 
 
@@ -22,14 +23,22 @@ def one_line(make, *words):
     "The line of the `InputError` that `make` must raise"
     with pytest.raises(InputError) as info: make()
     line = str(info.value)
-    assert '\n' not in line and all(o in line for o in words), line
+    assert '\n' not in line and all(word in line for word in words), line
     return line
 
 
 def picture(path, seed=0, size=(32, 24)):
+    "Write random pixels into an image file"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
     return path
+
+
+def table(folder, text, name='tags.csv'):
+    "Write a text file"
+    (folder/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder/name
 
 
 @pytest.fixture
@@ -39,55 +48,69 @@ def mine(tmp_path):
     return table(tmp_path/'mine', 'image,tags\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n')
 
 
-def table(folder, text, name='tags.csv'):
-    (folder/name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder/name
-
-
-def state(folder): return sorted((str(o.relative_to(folder)), o.lstat().st_size, o.lstat().st_mtime_ns) for o in folder.rglob('*'))
+def state(folder):
+    "Everything in a folder, with sizes and times of change"
+    stats = [(path, path.lstat()) for path in folder.rglob('*')]
+    return sorted((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
 # XML
 
-@pytest.mark.parametrize('text', ['', '<annotation>', 'no xml', BOMB + '<annotation><object><name>&i;</name></object></annotation>',
-                                  OUTSIDE + '<annotation><object><name>&secret;</name></object></annotation>', '<?xml version="1.0" encoding="nonsense"?><a/>'])
+VOC_XML = [
+    '', '<annotation>', 'no xml', '<?xml version="1.0" encoding="nonsense"?><a/>',
+    BOMB + '<annotation><object><name>&i;</name></object></annotation>',
+    OUTSIDE + '<annotation><object><name>&secret;</name></object></annotation>']
+
+
+@pytest.mark.parametrize('text', VOC_XML)
 def test_voc_xml(shapes, tmp_path, text):
     data = shutil.copytree(shapes, tmp_path/'data')
     name = (data/'ImageSets/Segmentation/train.txt').read_text().split()[0]
     (data/f'Annotations/{name}.xml').write_text(text)
     line = one_line(lambda: VOCDataset(data, 'train'), f'{name}.xml')
-    assert Path('/etc/hostname').read_text().strip() not in line.replace(name, '') or not Path('/etc/hostname').is_file()
+    secret = Path('/etc/hostname')
+    assert not secret.is_file() or secret.read_text().strip() not in line.replace(name, '')
     left = VOCDataset(data, 'train', skip_bad=True)
     assert name not in left.names and len(left.skipped) == 1
 
 
-@pytest.mark.parametrize('text', [BOMB + '<annotations><image name="a.jpg"><tag label="&i;"/></image></annotations>', OUTSIDE + '<annotations><image name="a.jpg"><tag label="&secret;"/></image></annotations>', '<annotations><image'])
-def test_cvat_xml(mine, text): one_line(lambda: TaggedImageDataset(table(mine.parent, text, 'cvat.xml')), 'cvat.xml')
+CVAT_XML = [
+    '<annotations><image',
+    BOMB + '<annotations><image name="a.jpg"><tag label="&i;"/></image></annotations>',
+    OUTSIDE + '<annotations><image name="a.jpg"><tag label="&secret;"/></image></annotations>']
+
+
+@pytest.mark.parametrize('text', CVAT_XML)
+def test_cvat_xml(mine, text):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text, 'cvat.xml')), 'cvat.xml')
 
 
 # images
 
 @pytest.mark.parametrize('kind', ['jpg', 'png', 'webp', 'tif'])
 def test_truncated_at_every_tenth(mine, kind):
-    whole = picture(mine.parent/f'x.{kind}').read_bytes()
+    file = picture(mine.parent/f'x.{kind}')
+    whole = file.read_bytes()
     source = table(mine.parent, f'image,tags\na.jpg,cat\nx.{kind},dog\n')
     assert len(TaggedImageDataset(source)) == 2
     for tenth in range(10):
-        (mine.parent/f'x.{kind}').write_bytes(whole[:len(whole)*tenth//10])
-        one_line(lambda: TaggedImageDataset(source), f'x.{kind}')
+        file.write_bytes(whole[:len(whole)*tenth//10])
+        one_line(lambda: TaggedImageDataset(source), file.name)
         left = TaggedImageDataset(source, skip_bad=True)
-        assert list(left.names) == ['a'] and len(left.skipped) == 1 and f'x.{kind}' in left.skipped[0]
+        assert list(left.names) == ['a'] and len(left.skipped) == 1 and file.name in left.skipped[0]
 
 
 def test_damaged_in_the_middle_is_found_when_it_is_loaded(mine):
     path = mine.parent/'b.jpg'
-    data = path.read_bytes(); path.write_bytes(data[:200] + b'\xff\xd8\xff\xc4\x00\x02'*60 + data[-300:])
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + b'\xff\xd8\xff\xc4\x00\x02'*60 + data[-300:])
     ds = TaggedImageDataset(mine, transform=TrainTransform(16))
     bad = list(ds.names).index('b')
     one_line(lambda: ds[bad], 'b.jpg')
     stream = SampleStream(ds, 0, skip_bad=True)
     items = [stream[k] for k in range(3)]
-    assert sum('b.jpg' in o['skipped'] for o in items) == 1 and {o['name'] for o in items} == {'a', 'c'}
+    assert sum('b.jpg' in item['skipped'] for item in items) == 1
+    assert {item['name'] for item in items} == {'a', 'c'}
     with pytest.raises(InputError): [SampleStream(ds, 0)[k] for k in range(3)]
 
 
@@ -95,34 +118,42 @@ def test_hundred_megapixels(mine):
     path = mine.parent/'large.png'
     Image.new('1', (10_000, 10_000)).save(path)
     Image.new('L', (10_000, 10_000), 77).save(mine.parent/'big.jpg')
-    ds = TaggedImageDataset(table(mine.parent, 'image,tags\nbig.jpg,cat\nlarge.png,dog\n'), transform=TrainTransform(64, (.5, 1.), 100))
-    assert [o['image'].shape for o in ds] == [(3, 64, 64)]*2
-    done = subprocess.run([sys.executable, '-W', 'error', '-c', f'from dalnet.data import load_image; print(load_image({str(path)!r}).size)'], capture_output=True, text=True)
-    assert done.stdout.strip() == '(10000, 10000)', done.stderr                       # no warning, which -W would turn into an error
+    source = table(mine.parent, 'image,tags\nbig.jpg,cat\nlarge.png,dog\n')
+    ds = TaggedImageDataset(source, transform=TrainTransform(64, (.5, 1.), 100))
+    assert [item['image'].shape for item in ds] == [(3, 64, 64)]*2
+    load = f'from dalnet.images import load_image; print(load_image({str(path)!r}).size)'
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', load], capture_output=True, text=True)
+    assert done.stdout.strip() == '(10000, 10000)', done.stderr    # no warning, which -W would turn into an error
 
 
 def test_an_image_that_says_it_is_far_too_large(mine):
-    def chunk(kind, data): return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return len(data).to_bytes(4, 'big') + kind + data + check.to_bytes(4, 'big')
+
     header = (60_000).to_bytes(4, 'big')*2 + b'\x08\x02\x00\x00\x00'
-    (mine.parent/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+    chunks = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(bytes(1000))), chunk(b'IEND', b'')
+    (mine.parent/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(chunks))
     one_line(lambda: TaggedImageDataset(table(mine.parent, 'image,tags\nbomb.png,cat\n')), 'bomb.png')
 
 
 # masks
 
 def masks_of(mine, change):
-    folder = mine.parent.parent/'masks'; folder.mkdir(exist_ok=True)
-    for o in 'abc': save_mask(np.ones((24, 32), np.uint8), folder/f'{o}.png')
+    "A folder of masks for the three pictures, after a change to it"
+    folder = mine.parent.parent/'masks'
+    folder.mkdir(exist_ok=True)
+    for name in 'abc': save_mask(np.ones((24, 32), np.uint8), folder/f'{name}.png')
     change(folder)
     return folder
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda f: save_mask(np.ones((32, 24), np.uint8), f/'b.png'), 'the mask is 24x32, the image 32x24'),
-    (lambda f: save_mask(np.full((24, 32), 3, np.uint8), f/'b.png'), 'expected labels 0-2'),
-    (lambda f: Image.new('RGB', (32, 24)).save(f/'b.png'), 'a colour image'),
-    (lambda f: (f/'b.png').write_bytes(b''), 'cannot be decoded'),
-    (lambda f: (f/'b.png').unlink(), 'no mask')])
+    (lambda folder: save_mask(np.ones((32, 24), np.uint8), folder/'b.png'), 'the mask is 24x32, the image 32x24'),
+    (lambda folder: save_mask(np.full((24, 32), 3, np.uint8), folder/'b.png'), 'expected labels 0-2 or 255, got 3'),
+    (lambda folder: Image.new('RGB', (32, 24)).save(folder/'b.png'), 'a colour image'),
+    (lambda folder: (folder/'b.png').write_bytes(b''), 'cannot be decoded'),
+    (lambda folder: (folder/'b.png').unlink(), 'no mask')])
 def test_masks(mine, change, words):
     folder = masks_of(mine, change)
     line = one_line(lambda: list(TaggedImageDataset(mine, masks=folder)), 'b.png', words)
@@ -130,21 +161,25 @@ def test_masks(mine, change, words):
 
 
 def test_masks_at_ignore(mine):
-    folder = masks_of(mine, lambda f: save_mask(np.full((24, 32), 255, np.uint8), f/'b.png'))
+    folder = masks_of(mine, lambda folder: save_mask(np.full((24, 32), 255, np.uint8), folder/'b.png'))
     assert TaggedImageDataset(mine, masks=folder)[1]['mask'].unique().tolist() == [255]
 
 
 def test_training_on_a_table_opens_no_mask(mine, tmp_path):
-    masks_of(mine, lambda f: None)
+    masks_of(mine, lambda folder: None)
     spy = f'''
 import sys
-opened = []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ('open', 'os.listdir', 'os.scandir') else None)
+opened, masks = [], {str(tmp_path/'masks')!r}
+def note(event, args):
+    if event in ('open', 'os.listdir', 'os.scandir'): opened.append(str(args[0]))
+sys.addaudithook(note)
 from dataclasses import replace
 from dalnet.config import PRESETS
 from dalnet.training import train
-train(replace(PRESETS['demo'], data={str(mine)!r}, mask_folder={str(tmp_path/'masks')!r}, out={str(tmp_path/'run')!r}, iterations=2, batch_size=2, save_every=2))
-assert any(o.endswith('a.jpg') for o in opened) and not any({str(tmp_path/'masks')!r} in o for o in opened), opened
+train(replace(PRESETS['demo'], data={str(mine)!r}, mask_folder=masks, out={str(tmp_path/'run')!r}, iterations=2,
+              batch_size=2, save_every=2))
+assert any(path.endswith('a.jpg') for path in opened), opened
+assert not any(masks in path for path in opened), opened
 '''
     done = subprocess.run([sys.executable, '-c', spy], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -153,41 +188,60 @@ assert any(o.endswith('a.jpg') for o in opened) and not any({str(tmp_path/'masks
 # COCO
 
 def coco(root, annotations, images=({},), categories=((1, 'person'), (90, 'toothbrush'))):
+    "A dataset in COCO's layout; what is not given of images and annotations is filled in"
     (root/'annotations').mkdir(parents=True, exist_ok=True)
-    images = [dict(id=i, file_name=f'{i:012d}.jpg', height=24, width=32) | o for i, o in enumerate(images, 1)]
-    for o in images: picture(root/f'val2017/{o["id"]:012d}.jpg', o['id'])
-    full = [dict(id=i, image_id=1, category_id=1, iscrowd=0, area=50, segmentation=[[1, 1, 9, 1, 9, 9, 1, 9]]) | o for i, o in enumerate(annotations, 1)]
-    (root/'annotations/instances_val2017.json').write_text(json.dumps(dict(images=images, annotations=full, categories=[dict(id=i, name=n) for i, n in categories])))
+    images = [dict(id=number, file_name=f'{number:012d}.jpg', height=24, width=32) | given
+              for number, given in enumerate(images, 1)]
+    for image in images: picture(root/f'val2017/{image["id"]:012d}.jpg', image['id'])
+    common = dict(image_id=1, category_id=1, iscrowd=0, area=50, segmentation=[[1, 1, 9, 1, 9, 9, 1, 9]])
+    annotations = [dict(id=number) | common | given for number, given in enumerate(annotations, 1)]
+    categories = [dict(id=number, name=name) for number, name in categories]
+    content = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    (root/'annotations/instances_val2017.json').write_text(content)
     return root
 
 
-def runs(h, w): return dict(size=[h, w], counts=rle.encode(np.asfortranarray(np.ones((h, w), np.uint8)))['counts'].decode())
+def runs(height, width):
+    "Run lengths of a mask that is one everywhere"
+    packed = rle.encode(np.asfortranarray(np.ones((height, width), np.uint8)))
+    return dict(size=[height, width], counts=packed['counts'].decode())
 
 
-@pytest.mark.parametrize('annotations, words', [
-    ([dict(segmentation=runs(32, 24))], 'drawn for 24x32'), ([dict(segmentation=dict(size=[24, 32], counts=[5, 3]))], '8 pixels'),
-    ([dict(segmentation=dict(size=[24, 32], counts='§§'))], 'annotation 1'), ([dict(segmentation=runs(20, 32) | dict(size=[24, 32]))], '640 pixels'), ([dict(segmentation=runs(32, 32) | dict(size=[24, 32]))], '1024 pixels'), ([dict(segmentation=[[1, 2, 3]])], 'annotation 1'), ([dict(segmentation='x')], 'annotation 1'),
-    ([dict(category_id=2)], 'category 2'), ([dict(image_id=7)], 'image 7')])
-def test_coco_annotations(tmp_path, annotations, words):
-    root = coco(tmp_path/'coco', annotations + [dict(image_id=2)], ({}, {}))
+@pytest.mark.parametrize('change, words', [
+    (dict(segmentation=runs(32, 24)), 'drawn for 24x32'),
+    (dict(segmentation=dict(size=[24, 32], counts=[5, 3])), '8 pixels'),
+    (dict(segmentation=dict(size=[24, 32], counts='§§')), 'annotation 1'),
+    (dict(segmentation=runs(20, 32) | dict(size=[24, 32])), '640 pixels'),
+    (dict(segmentation=runs(32, 32) | dict(size=[24, 32])), '1024 pixels'),
+    (dict(segmentation=[[1, 2, 3]]), 'annotation 1'),
+    (dict(segmentation='x'), 'annotation 1'),
+    (dict(category_id=2), 'category 2'),
+    (dict(image_id=7), 'image 7')])
+def test_coco_annotations(tmp_path, change, words):
+    root = coco(tmp_path/'coco', [change, dict(image_id=2)], ({}, {}))
     one_line(lambda: COCODataset(root, 'val', masks=True), 'instances_val2017.json', words)
-    if 'segmentation' in annotations[0]:
+    if 'segmentation' in change:
         left = COCODataset(root, 'val', masks=True, skip_bad=True)
         assert left.names == ['000000000002'] and len(left.skipped) == 1
 
 
 def test_coco_holes_empty_categories_and_rendering_again(tmp_path):
-    root = coco(tmp_path/'coco', [dict(category_id=90)], categories=((90, 'toothbrush'), (1, 'person'), (18, 'dog')))
+    categories = ((90, 'toothbrush'), (1, 'person'), (18, 'dog'))
+    root = coco(tmp_path/'coco', [dict(category_id=90)], categories=categories)
     before = state(root)
     ds = COCODataset(root, 'val', masks=True)
-    assert ds.classes == ('person', 'dog', 'toothbrush') and ds.tags.tolist() == [[0, 0, 1]] and ds[0]['mask'].unique().tolist() == [0, 3]
-    for png in ds.mask_folder.glob('*.png'): png.unlink()                              # a rendering that was stopped
+    assert ds.classes == ('person', 'dog', 'toothbrush') and ds.tags.tolist() == [[0, 0, 1]]
+    assert ds[0]['mask'].unique().tolist() == [0, 3]
+    for png in ds.mask_folder.glob('*.png'): png.unlink()                    # a rendering that was stopped
     (ds.mask_folder/'.complete').unlink()
     assert COCODataset(root, 'val', masks=True)[0]['mask'].unique().tolist() == [0, 3]
     assert state(root) == before
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"images": 3}', '{"images": [], "annotations": [], "categories": []}', '['*100_000])
+NO_COCO = ['', '[]', '{}', '{"images": 3}', '{"images": [], "annotations": [], "categories": []}', '['*100_000]
+
+
+@pytest.mark.parametrize('text', NO_COCO)
 def test_coco_files_that_are_none(tmp_path, text):
     root = coco(tmp_path/'coco', [{}])
     (root/'annotations/instances_val2017.json').write_text(text)
@@ -202,17 +256,23 @@ def test_coco_names_that_lead_out(tmp_path):
 # tables
 
 @pytest.mark.parametrize('name', ['../x.jpg', 'a/../../x.jpg', '..\\x.jpg', '/etc/passwd'])
-def test_names_that_lead_out(mine, name): one_line(lambda: TaggedImageDataset(table(mine.parent, f'image,tags\na.jpg,cat\n{name},dog\n')), 'tags.csv', name.split('/')[-1])
+def test_names_that_lead_out(mine, name):
+    source = table(mine.parent, f'image,tags\na.jpg,cat\n{name},dog\n')
+    one_line(lambda: TaggedImageDataset(source), 'tags.csv', name.split('/')[-1])
 
 
 def test_symlink_loops(mine):
-    (mine.parent/'loop').symlink_to(mine.parent); (mine.parent/'self.jpg').symlink_to(mine.parent/'self.jpg')
+    (mine.parent/'loop').symlink_to(mine.parent)
+    (mine.parent/'self.jpg').symlink_to(mine.parent/'self.jpg')
     one_line(lambda: TaggedImageDataset(table(mine.parent, 'image,tags\nself.jpg,cat\n')), 'self.jpg')
-    picture(mine.parent.parent/'classes/cat/1.jpg'); (mine.parent.parent/'classes/cat/up').symlink_to(mine.parent.parent/'classes')
-    assert list(TaggedImageDataset(mine.parent.parent/'classes').names) == ['cat/1']
+    classes = mine.parent.parent/'classes'
+    picture(classes/'cat/1.jpg')
+    (classes/'cat/up').symlink_to(classes)
+    assert list(TaggedImageDataset(classes).names) == ['cat/1']
 
 
-@pytest.mark.parametrize('name', ['with space.jpg', 'größe 猫.jpg', 'two\nlines.jpg', 'quo"te.jpg', 'semi;colon, comma.jpg'])
+@pytest.mark.parametrize('name', [
+    'with space.jpg', 'größe 猫.jpg', 'two\nlines.jpg', 'quo"te.jpg', 'semi;colon, comma.jpg'])
 def test_names(mine, name, tmp_path):
     picture(mine.parent/name, 5)
     quoted = '"' + name.replace('"', '""') + '"'
@@ -222,92 +282,140 @@ def test_names(mine, name, tmp_path):
     one_line(lambda: TaggedImageDataset(mine), ' '.join(name.splitlines()))
 
 
-def test_forms_of_a_table(mine):
-    want = [('a', [1, 0]), ('b', [0, 1]), ('c', [1, 1])]
-    def found(text, name='tags.csv'): ds = TaggedImageDataset(table(mine.parent, text, name)); return [(ds.names[i], ds.tag_row(i).tolist()) for i in range(len(ds))]
-    assert found('image,tags\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n') == want
-    assert found(b'\xef\xbb\xbfimage,tags\r\na.jpg,cat\r\nb.jpg,dog\r\nc.jpg,dog; cat\r\n') == want           # a byte order mark, Windows line ends
-    assert found('"tags","image"\n"cat","a.jpg"\n"dog;dog","b.jpg"\n";cat; dog;","c.jpg"') == want              # quotes, another order, no line end
-    assert found('image,tags\n\na.jpg,cat\n\nb.jpg,dog\nc.jpg,cat;dog\n\n') == want                             # blank lines
-    assert found(f'image,note,tags\na.jpg,{"x"*10_000},cat\nb.jpg,,dog\nc.jpg,"{"y,"*5000}",cat;dog\n') == want # 10,000-character lines
-    assert found('Image\tTags\na.jpg\tcat\nb.jpg\tdog\nc.jpg\tcat;dog\n', 'tags.tsv') == want
+@pytest.mark.parametrize('name, text', [
+    ('plain.csv', 'image,tags\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n'),
+    ('byte_order_mark.csv', b'\xef\xbb\xbfimage,tags\r\na.jpg,cat\r\nb.jpg,dog\r\nc.jpg,dog; cat\r\n'),
+    ('quotes.csv', '"tags","image"\n"cat","a.jpg"\n"dog;dog","b.jpg"\n";cat; dog;","c.jpg"'),
+    ('blank_lines.csv', 'image,tags\n\na.jpg,cat\n\nb.jpg,dog\nc.jpg,cat;dog\n\n'),
+    ('long_lines.csv', f'image,note,tags\na.jpg,{"x"*10_000},cat\nb.jpg,,dog\nc.jpg,"{"y,"*5000}",cat;dog\n'),
+    ('tabs.tsv', 'Image\tTags\na.jpg\tcat\nb.jpg\tdog\nc.jpg\tcat;dog\n')])
+def test_forms_of_a_table(mine, name, text):
+    ds = TaggedImageDataset(table(mine.parent, text, name))
+    rows = [(ds.names[i], ds.tag_row(i).tolist()) for i in range(len(ds))]
+    assert rows == [('a', [1, 0]), ('b', [0, 1]), ('c', [1, 1])]
 
 
 @pytest.mark.parametrize('text, words', [
-    ('', 'empty'), ('image,tags\n', 'no images'), ('a.jpg,cat\nb.jpg,dog\n', 'row 1'), ('image\na.jpg\n', 'no column for the tags'), ('image,image,tags\na.jpg,b.jpg,cat\n', 'two columns'),
-    ('image,tags\na.jpg,cat\nb.jpg,cat,dog\n', 'row 3: 3 fields'), ('image,tags\na.jpg,cat\nb.jpg\n', 'row 3: 1 fields'), ('image,tags\na.jpg,cat\n,dog\n', 'row 3'),
-    ('image,tags\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n', 'row 4'), ('image,tags\na.jpg,cat\nb.jpg,;;\n', 'b.jpg'), (b'image,tags\na.jpg,c\xe4t\n', 'UTF-8'),
-    ('image,tags\na.jpg,cat\n' + 'x'*10_000 + '.jpg,dog\n', 'cannot be opened'), (b'\x89PNG\r\n\x1a\n\x00\x00', 'tags.csv'), ('image,tags\n"a.jpg,cat\n', 'tags.csv')])
-def test_broken_tables(mine, text, words): one_line(lambda: TaggedImageDataset(table(mine.parent, text)), 'tags.csv', words)
+    ('', 'empty'),
+    ('image,tags\n', 'no images'),
+    ('a.jpg,cat\nb.jpg,dog\n', 'row 1'),
+    ('image\na.jpg\n', 'no column for the tags'),
+    ('image,image,tags\na.jpg,b.jpg,cat\n', 'two columns'),
+    ('image,tags\na.jpg,cat\nb.jpg,cat,dog\n', 'row 3: 3 fields'),
+    ('image,tags\na.jpg,cat\nb.jpg\n', 'row 3: 1 fields'),
+    ('image,tags\na.jpg,cat\n,dog\n', 'row 3'),
+    ('image,tags\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n', 'row 4'),
+    ('image,tags\na.jpg,cat\nb.jpg,;;\n', 'b.jpg'),
+    (b'image,tags\na.jpg,c\xe4t\n', 'UTF-8'),
+    ('image,tags\na.jpg,cat\n' + 'x'*10_000 + '.jpg,dog\n', 'cannot be opened'),
+    (b'\x89PNG\r\n\x1a\n\x00\x00', 'tags.csv'),
+    ('image,tags\n"a.jpg,cat\n', 'tags.csv')])
+def test_broken_tables(mine, text, words):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text)), 'tags.csv', words)
 
 
-@pytest.mark.parametrize('name, text', [('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n{"image": '), ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n[1]\n'), ('x.jsonl', '{"image": "a.jpg", "tags": {"a": 1}}'),
-                                        ('x.json', '{'), ('x.json', '[3]'), ('x.json', '{"labels": [1]}'), ('x.json', '['*100_000), ('x.json', '{"samples": [{"filepath": 3}]}'), ('x.parquet', 'PAR1'), ('x.tar', 'no tar'), ('x.tar', '')])
-def test_broken_exports(mine, name, text): one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name)
+@pytest.mark.parametrize('name, text', [
+    ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n{"image": '),
+    ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"]}\n[1]\n'),
+    ('x.jsonl', '{"image": "a.jpg", "tags": {"a": 1}}'),
+    ('x.json', '{'),
+    ('x.json', '[3]'),
+    ('x.json', '{"labels": [1]}'),
+    ('x.json', '['*100_000),
+    ('x.json', '{"samples": [{"filepath": 3}]}'),
+    ('x.parquet', 'PAR1'),
+    ('x.tar', 'no tar'),
+    ('x.tar', '')])
+def test_broken_exports(mine, name, text):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name)
 
 
-def test_a_shard_that_is_cut(mine, tmp_path):
-    import tarfile
+def test_a_shard_that_is_cut(mine):
     path = mine.parent/'x.tar'
     with tarfile.open(path, 'w') as file:
-        for o in 'abc': file.add(mine.parent/f'{o}.jpg', f'{o}.jpg'); table(mine.parent, 'cat', f'{o}.txt'); file.add(mine.parent/f'{o}.txt', f'{o}.txt')
+        for name in 'abc':
+            file.add(mine.parent/f'{name}.jpg', f'{name}.jpg')
+            file.add(table(mine.parent, 'cat', f'{name}.txt'), f'{name}.txt')
     assert len(TaggedImageDataset(path)) == 3
     whole = path.read_bytes()
     for tenth in range(1, 8):
         path.write_bytes(whole[:len(whole)*tenth//10])
         try: ds = TaggedImageDataset(path)
-        except InputError as e: assert 'x.tar' in str(e) and '\n' not in str(e)
-        else: assert all(o['image'].shape == (3, 24, 32) for o in ds)                    # cut between two files: what is there is whole
+        except InputError as error: assert 'x.tar' in str(error) and '\n' not in str(error)
+        else: assert all(item['image'].shape == (3, 24, 32) for item in ds)  # cut between two files, both of them whole
 
 
 # the commands
 
-def test_skip_bad_goes_on_and_lists(mine, tmp_path):
+def test_skip_bad_continues_and_lists(mine, tmp_path):
     table(mine.parent, 'image,tags\na.jpg,cat\nghost.jpg,dog\nb.jpg,dog\nc.jpg,cat,dog,bird\n../x.jpg,cat\n')
-    before, options = state(mine.parent), ['--data', mine, '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--out', tmp_path/'run']
+    before, run = state(mine.parent), tmp_path/'run'
+    options = ['--data', mine, '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--out', run]
     assert 'row 5' in error_of('dalnet_train', *options)
     code, out, err = command('dalnet_train', *options, '--skip-bad', 'true')
     assert code == 0 and '2 images' in out and '3 left out' in out, (out, err)
-    listed = (tmp_path/'run/skipped.txt').read_text()
-    assert all(o in listed and o in err for o in ('ghost.jpg', 'row 5', '../x.jpg')) and len(listed.splitlines()) == 3
+
+    listed = (run/'skipped.txt').read_text()
+    assert all(words in listed and words in err for words in ('ghost.jpg', 'row 5', '../x.jpg'))
+    assert len(listed.splitlines()) == 3
     code, out, _ = command('dalnet_data', 'tags', mine)
     assert code == 1 and out.count('problem: ') == 3
-    code, _, err = command('dalnet_pseudo_labels', tmp_path/'run/iter_000002', '--out', tmp_path/'labels')
-    assert code == 0 and sorted(o.name for o in (tmp_path/'labels').glob('*.png')) == ['a.png', 'b.png'], err
-    assert state(mine.parent) == before                                                  # nothing was written there
+
+    labels = tmp_path/'labels'
+    code, _, err = command('dalnet_pseudo_labels', run/'iter_000002', '--out', labels)
+    assert code == 0 and sorted(path.name for path in labels.glob('*.png')) == ['a.png', 'b.png'], err
+    assert state(mine.parent) == before                                      # nothing was written there
 
 
 def test_nothing_is_written_into_a_voc_folder(shapes, tmp_path):
-    data = shutil.copytree(shapes, tmp_path/'data')
+    data, kept = shutil.copytree(shapes, tmp_path/'data'), tmp_path/'kept'
     before = state(data)
-    code, _, err = command('dalnet_train', '--data', data, '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--out', tmp_path/'run', '--decoded-cache', tmp_path/'kept')
-    assert code == 0 and len(list((tmp_path/'kept').rglob('*.npy'))), err
-    for args in (['dalnet_data', 'voc', data], ['dalnet_data', 'tags', data, '--val-split', 'val']): command(*args)
+    code, _, err = command('dalnet_train', '--data', data, '--preset', 'demo', '--iterations', 2, '--batch-size', 2,
+                           '--out', tmp_path/'run', '--decoded-cache', kept)
+    assert code == 0 and len(list(kept.rglob('*.npy'))), err
+    command('dalnet_data', 'voc', data)
+    command('dalnet_data', 'tags', data, '--val-split', 'val')
     assert state(data) == before
+
+
+def table_of_shapes(shapes, folder):
+    "A table with a column for the split, of the synthetic pictures"
+    lines = ['image,tags,split']
+    for split in ('train', 'val'):
+        ds = VOCDataset(shapes, split)
+        for name, row in zip(ds.names, ds.tags):
+            tags = ';'.join(cls for cls, tag in zip(ds.classes, row) if tag)
+            lines.append(f'{name}.jpg,{tags},{split}')
+    return table(folder, '\n'.join(lines) + '\n')
 
 
 def test_own_images_from_tags_to_scores(shapes, tmp_path):
     "A table with a column for the split, masks in another folder, a prompt of one's own"
-    rows = [(n, split, [c for c, y in zip(ds.classes, ds.tags[i]) if y]) for split in ('train', 'val') for ds in [VOCDataset(shapes, split)] for i, n in enumerate(ds.names)]
-    table(tmp_path, 'image,tags,split\n' + ''.join(f'{n}.jpg,{";".join(t)},{s}\n' for n, s, t in rows))
-    own = ['--data', tmp_path/'tags.csv', '--image-root', shapes/'JPEGImages', '--preset', 'demo', '--iterations', 2, '--batch-size', 2, '--seg-start', 1]
-    code, out, err = command('dalnet_train', *own, '--mask-folder', shapes/'SegmentationClass', '--prompts', '{"disc": "round disc"}', '--out', tmp_path/'run')
+    run, masks = tmp_path/'run', tmp_path/'masks'
+    own = ['--data', table_of_shapes(shapes, tmp_path), '--image-root', shapes/'JPEGImages', '--preset', 'demo',
+           '--iterations', 2, '--batch-size', 2, '--seg-start', 1]
+    code, out, err = command('dalnet_train', *own, '--mask-folder', shapes/'SegmentationClass',
+                             '--prompts', '{"disc": "round disc"}', '--out', run)
     assert code == 0 and 'mean' in out and '6 images of "val"' in out, (out, err)
-    about = json.loads((tmp_path/'run/iter_000002/config.json').read_text())
-    assert 'a photo of round disc' in about['prompts']
+    assert 'a photo of round disc' in json.loads((run/'iter_000002/config.json').read_text())['prompts']
+
     code, out, err = command('dalnet_train', *own, '--out', tmp_path/'other')
     assert code == 0 and 'nothing will be scored' in out, (out, err)
-    assert 'there is no such class' in error_of('dalnet_train', *own, '--prompts', '{"dsic": "disc"}', '--out', tmp_path/'x')
-    code, out, _ = command('dalnet_predict', '--checkpoint', tmp_path/'run/iter_000002', '--out', tmp_path/'masks', '--crf', 'none', shard(shapes, tmp_path))
-    assert code == 0 and len(list((tmp_path/'masks').glob('*.png'))) == 5, out
-    code, out, _ = command('dalnet_predict', '--checkpoint', tmp_path/'run/iter_000002', '--out', tmp_path/'masks', '--crf', 'none', shard(shapes, tmp_path))
+    misspelt = ['--prompts', '{"dsic": "disc"}', '--out', tmp_path/'x']
+    assert 'there is no such class' in error_of('dalnet_train', *own, *misspelt)
+
+    predict = ['dalnet_predict', shard(shapes, tmp_path), '--checkpoint', run/'iter_000002', '--out', masks,
+               '--crf', 'none']
+    code, out, _ = command(*predict)
+    assert code == 0 and len(list(masks.glob('*.png'))) == 5, out
+    code, out, _ = command(*predict)
     assert '5 done before' in out
 
 
 def shard(shapes, tmp_path):
-    import tarfile
+    "A .tar of five of the synthetic pictures"
     path = tmp_path/'five.tar'
     if not path.is_file():
         with tarfile.open(path, 'w') as file:
-            for o in sorted((shapes/'JPEGImages').iterdir())[:5]: file.add(o, o.name)
+            for image in sorted((shapes/'JPEGImages').iterdir())[:5]: file.add(image, image.name)
     return path
