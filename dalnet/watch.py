@@ -83,7 +83,7 @@ class Log:
         if self.bar is not None: self.bar.close()
         with suppress(OSError): self.file.close()  # a full disk was reported before
 
-# %% ../nbs/train/watch.ipynb #2914dc8c
+# %% ../nbs/train/watch.ipynb #41efd2a8
 @patch
 def __call__(self:Log,
     iteration:int, # from 1
@@ -101,9 +101,10 @@ def __call__(self:Log,
         bar.set_postfix_str(text, refresh=False)
     if iteration % self.every and iteration != self.total: return
     seconds = self._write(iteration, means, lr)
+    if self.bar is not None: return
     left = (seconds - self.seconds)/(iteration - self.first)*(self.total - iteration)
-    if self.bar is None:
-        print(f'{iteration}/{self.total} {text} {tqdm.format_interval(seconds)}<{tqdm.format_interval(left)}', flush=True)
+    times = f'{tqdm.format_interval(seconds)}<{tqdm.format_interval(left)}'
+    print(f'{iteration}/{self.total} {text} {times}', flush=True)
 
 # %% ../nbs/train/watch.ipynb #ec19c6ed
 @patch
