@@ -7,7 +7,7 @@ __all__ = ['rank', 'world_size', 'is_main', 'resolve_device', 'print_rank0', 'in
            'all_gather', 'barrier', 'leave_group', 'explain_lost_rank']
 
 # %% ../nbs/train/processes.ipynb #854de118
-import os, sys
+import os, shutil, sys
 from contextlib import contextmanager
 from datetime import timedelta
 import torch
@@ -80,7 +80,7 @@ def print_rank0(
     if not is_main(): return
     with tqdm.external_write_mode(): print(*words, flush=True)
 
-# %% ../nbs/train/processes.ipynb #51176420
+# %% ../nbs/train/processes.ipynb #f4c35a88
 def in_notebook()->bool:
     "Whether this code runs in a Jupyter kernel"
     if 'IPython' not in sys.modules: return False
@@ -92,7 +92,10 @@ class _NotebookLine:
         from IPython.display import display
         self.handle = display({'text/plain': ''}, raw=True, display_id=True)
 
-    def write(self, text): self.handle.update({'text/plain': text.strip()}, raw=True)
+    def write(self, text):
+        kind = 'text/plain' if text.strip() else 'text/html'             # empty HTML takes up no room
+        self.handle.update({kind: text.strip()}, raw=True)
+
     def flush(self): pass
 
 def progress(
@@ -100,7 +103,9 @@ def progress(
     total:int # its length
 ): # a tqdm bar with the time left, in a terminal or a notebook and on rank 0; else `steps` itself
     "Show progress where somebody watches"
-    if is_main() and sys.stdout.isatty(): return tqdm(steps, total=total, leave=False, file=sys.stdout)
+    if is_main() and sys.stdout.isatty():
+        width, height = shutil.get_terminal_size()                       # 80 x 24 where a terminal tells no size
+        return tqdm(steps, total=total, leave=False, file=sys.stdout, ncols=width, nrows=height)
     if is_main() and in_notebook(): return tqdm(steps, total=total, leave=False, file=_NotebookLine())
     return steps
 
