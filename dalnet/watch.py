@@ -147,7 +147,7 @@ def draw_panel(
     "Draw what the network sees, its pseudo labels and its segmentation side by side"
     picture = (255*image[:n].cpu()).byte().permute(0, 2, 3, 1).numpy()
     strength = _full_size(cam[:n, None], image)[:, 0].numpy()
-    heat = (255*matplotlib.colormaps['viridis'](strength)[..., :3]).astype(np.uint8)
+    heat = (255*matplotlib.colormaps['inferno'](strength)[..., :3]).astype(np.uint8)
     columns = [picture, heat//2 + picture//2]
     if label is not None: columns.append(palette()[label[:n].cpu().numpy()])
     if seg is not None: columns.append(palette()[_full_size(seg[:n], image).argmax(1).numpy()])
