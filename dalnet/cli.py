@@ -12,7 +12,7 @@ from .config import write_config
 from .core import InputError
 from .options import console_command, crf_engine, flag, numbers, parse_config, parse_options
 
-# %% ../nbs/use/cli.ipynb #1eb2a55a
+# %% ../nbs/use/cli.ipynb #ff067f19
 def _train_options(parser):
     "What `dalnet_train` takes beside the settings"
     parser.add_argument('--eval-split', '--eval_split', default='', help=(
@@ -25,7 +25,6 @@ def _train_options(parser):
     parser.add_argument('--save-config', '--save_config', metavar='FILE', help=(
         'write the settings as TOML, for --config, and stop'))
 
-# %% ../nbs/use/cli.ipynb #3c032bbf
 def _scored_data(config, args, classes):
     "The images to score on after training; None if there are none"
     from dalnet.data import dataset_kind
