@@ -102,7 +102,7 @@ def _project_views(self, local):
 def forward(self,
     image:Tensor, # (B,3,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
-    segment:bool=True, # False: without the segmentation head, as long as nothing teaches it
+    segment:bool=True, # False: skip the segmentation head, as before its losses start
     local:Tensor|None=None, # (B,L,3,s,s) local views of the images, in [0,1]
     boxes:Tensor|None=None # (B,L,4) rows (y0,y1,x0,x1), where in the image each was cut
 )->DALNetOutput:
@@ -275,5 +275,5 @@ def denominators(
     counts:Tensor, # (4,) of `label_counts`, summed over all parts
     parts:int # how many there are, of equal size
 )->Tensor: # (4,) float64
-    "What each part divides by, so that the mean over parts is the loss of the whole"
+    "Compute what each part divides by, so that the mean over parts is the loss of the whole"
     return torch.cat([counts[:2] + 1, counts[2:].clamp(min=1)]).double()/parts
