@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import timm, torch
 import torch.nn.functional as F
+from fastcore.basics import patch_to
 from timm.layers import HybridEmbed, freeze_batch_norm_2d, resample_abs_pos_embed
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -27,80 +28,171 @@ class Features(NamedTuple):
     patch:Tensor  # (B,D,h,w) patch tokens v_p of the last block, normalised
     inter:Tensor  # (B,D,h,w) patch tokens F_inter of block depth-2
 
-# %% ../nbs/method/06_encoder.ipynb #6956c38e
+# %% ../nbs/method/06_encoder.ipynb #e2efdc56
+def _package_spec(name):
+    "How Python would import a package, or None if it is not installed"
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
 def _find_weights(
     source:str|Path # path, or "package:NAME" for the one weight file inside an installed package
 )->Path:
     "The weight file that `source` means"
     if not str(source).startswith('package:'): return Path(source)
-    try: spec = find_spec(str(source).removeprefix('package:'))
-    except (ImportError, ValueError): spec = None
-    found = [o for o in Path(spec.origin).parent.rglob('*') if o.suffix in ('.pth', '.pt', '.safetensors')] if spec and spec.origin else []
-    if len(found) == 1: return found[0]
-    raise InputError(f'{source}: {"this package is not installed" if spec is None else f"{len(found)} weight files in it, expected one"}: pip install it, or give a path')
+    spec = _package_spec(str(source).removeprefix('package:'))
+    if spec is None: raise InputError(f'{source}: this package is not installed; pip install it, or give a path')
+    found = []
+    if spec.origin:
+        found = [path for path in Path(spec.origin).parent.rglob('*') if path.suffix in ('.pth', '.pt', '.safetensors')]
+    if len(found) != 1: raise InputError(f'{source}: {len(found)} weight files in it, expected one; give a path')
+    return found[0]
 
+# %% ../nbs/method/06_encoder.ipynb #6956c38e
 def read_weights(
     path:str|Path # .safetensors, or a .pth / .pt / .bin without code in it
 )->dict[str,Tensor]: # name -> tensor
     "Read a weight file; pickled code in it is refused"
-    if not Path(path).is_file(): raise InputError(f'{path}: no such weight file: give a local file, or load from timm\'s hub')
-    try: state = load_state_dict(str(path), weights_only=True)
-    except Exception as e: raise InputError(f'{path}: not readable as weights ({first_line(e)}): give a safetensors file or a plain state dict') from None
-    if not all(map(torch.is_tensor, state.values())): raise InputError(f'{path}: not a plain state dict (its keys are {", ".join(map(str, list(state)[:3]))}): take the tensors out of it and save those')
+    if not Path(path).is_file():
+        raise InputError(f"{path}: file not found; give a weight file on this machine, or load from timm's hub")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as e:
+        raise InputError(
+            f'{path}: not readable as weights ({first_line(e)}); '
+            'give a safetensors file or a plain state dict') from None
+    if not all(map(torch.is_tensor, state.values())):
+        keys = ', '.join(map(str, list(state)[:3]))
+        raise InputError(
+            f'{path}: not a plain state dict (its keys are {keys}); take the tensors out of it and save those')
     return state
 
-def _load_into(model, state, full, path):
-    "Load weights by name, or in order where no name agrees; `full` has the tensors of the model with its ImageNet head"
-    if not set(state) & set(full) and [v.shape for v in state.values()] == [v.shape for v in full.values()]: state = dict(zip(full, state.values()))
+# %% ../nbs/method/06_encoder.ipynb #c3181e48
+def _rename_in_order(state, full):
+    "The weights under the names of `full`, where no name agrees but all shapes do, one after the other"
+    names_agree = bool(set(state) & set(full))
+    shapes_agree = [value.shape for value in state.values()] == [value.shape for value in full.values()]
+    return dict(zip(full, state.values())) if shapes_agree and not names_agree else state
+
+def _difference(state, own):
+    "What keeps the weights from fitting a network's own, in words; None if nothing does"
+    for name in own:
+        if name not in state: return f'it lacks {name}'
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            return f'{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}'
+
+def _load_into(model, state, path):
+    "Load weights by name; those that the network has no use for (the ImageNet head) are left out"
     own = model.state_dict()
-    missing = [k for k in own if k not in state]
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or wrong:
-        what = f'it lacks {missing[0]}' if missing else f'{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}'
-        raise InputError(f'{path}: weights of another architecture ({what}): give weights of {type(model).__name__} as named')
-    model.load_state_dict({k: state[k] for k in own})
+    if (difference := _difference(state, own)):
+        raise InputError(
+            f'{path}: weights of another architecture ({difference}); give weights of {type(model).__name__} as named')
+    model.load_state_dict({name: state[name] for name in own})
+
+# %% ../nbs/method/06_encoder.ipynb #326dd962
+def _check_name(name):
+    "Raise an `InputError` if timm knows no such model"
+    base = name.split('.')[0]
+    if timm.is_model(base): return
+    near = difflib.get_close_matches(base, timm.list_models(), 3)
+    advice = f'did you mean {", ".join(near)}?' if near else 'see timm.list_models()'
+    raise InputError(f'encoder "{name}": timm knows no such model; {advice}')
+
+def _check_plain(name):
+    "Raise an `InputError` if a model of timm's is not a plain vision transformer"
+    module = timm.model_entrypoint(name.split('.')[0]).__module__.split('.')[-1]
+    if module not in ('vision_transformer', 'deit'):
+        raise InputError(
+            f'encoder "{name}": not one of timm\'s plain vision transformers; '
+            f'choose a vit_* or deit_* model, or "hybrid:{name}" for a CNN')
 
 # %% ../nbs/method/06_encoder.ipynb #920ba23a
-def _build(name, pretrained, **kwargs):
-    "A timm model without its head; weights from the hub (True), a file, or none (False)"
-    base = name.split('.')[0]
-    if 'dynamic_img_size' in kwargs and timm.is_model(base) and timm.model_entrypoint(base).__module__.split('.')[-1] not in ('vision_transformer', 'deit'):
-        raise InputError(f'encoder "{name}": not one of timm\'s plain vision transformers: choose a vit_* or deit_* model, or "hybrid:{name}" for a CNN')
-    if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), 3)
-        raise InputError(f'encoder "{name}": timm knows no such model{": near are " + ", ".join(near) if near else ""}: see timm.list_models()')
-    try: model = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
-    except TypeError as e: raise InputError(f'encoder "{name}": an option does not fit it ({first_line(e)}): see the options of Encoder and of timm.create_model') from None
+def _create(name, from_hub, **options):
+    "A network without its head, with the hub's weights or random ones"
+    try:
+        return timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+    except TypeError as e:
+        raise InputError(
+            f'encoder "{name}": an option does not fit it ({first_line(e)}); '
+            'see the options of Encoder and of timm.create_model') from None
     except Exception as e:
-        if pretrained is not True: raise
-        raise InputError(f'encoder "{name}": its weights cannot be fetched ({first_line(e)}): give a local file as `pretrained`') from None
-    if isinstance(pretrained, bool): return model
-    path = _find_weights(pretrained)
+        if not from_hub: raise
+        raise InputError(
+            f'encoder "{name}": its weights cannot be downloaded ({first_line(e)}); '
+            'give a local file as `pretrained`') from None
+
+# %% ../nbs/method/06_encoder.ipynb #1ceb5c16
+def _fill(model, name, source):
+    "Load the weights of a file into a network"
+    path = _find_weights(source)
     state = read_weights(path)
     if isinstance(model, VisionTransformer):
-        try: state = checkpoint_filter_fn(state, model, interpolation='bilinear', antialias=False)
-        except Exception as e: raise InputError(f'{path}: weights of another architecture ({first_line(e)}): give weights of {name}') from None
-    with torch.device('meta'): full = timm.create_model(name).state_dict()
-    _load_into(model, state, full, path)
+        try:
+            state = checkpoint_filter_fn(state, model, interpolation='bilinear', antialias=False)
+        except Exception as e:
+            raise InputError(
+                f'{path}: weights of another architecture ({first_line(e)}); give weights of {name}') from None
+    with torch.device('meta'): full = timm.create_model(name).state_dict()     # with the ImageNet head, as in a file
+    _load_into(model, _rename_in_order(state, full), path)
+
+def _build(name, pretrained, **options):
+    "A network without its head; weights from the hub (True), a file, or none (False)"
+    model = _create(name, pretrained is True, **options)
+    if not isinstance(pretrained, bool): _fill(model, name, pretrained)
     return model
 
+# %% ../nbs/method/06_encoder.ipynb #f4fdcdc4
+def _build_vit(name, pretrained, **options):
+    "One of timm's plain vision transformers"
+    _check_name(name)
+    _check_plain(name)
+    vit = _build(name, pretrained, dynamic_img_size=True, **options)
+    if not isinstance(vit, VisionTransformer):
+        raise InputError(
+            f'encoder "{name}": a {type(vit).__name__}, not a timm VisionTransformer; choose a vit_* or deit_* model')
+    return vit
+
 # %% ../nbs/method/06_encoder.ipynb #97f332c9
-def _build_hybrid(name, pretrained, depth, dim, heads, layer_scale, final_norm, img_size):
+def _check_hybrid(name, depth, dim, heads, img_size):
+    "Raise an `InputError` for sizes that do not divide"
+    if img_size % 16:
+        raise InputError(
+            f'encoder "hybrid:{name}": img_size {img_size} is not a multiple of 16; '
+            f'choose e.g. {-(-img_size//16)*16}')
+    if depth and dim % heads:
+        raise InputError(
+            f'encoder "hybrid:{name}": dim {dim} is not a multiple of heads {heads}; '
+            f'choose e.g. dim {dim//heads*heads}')
+
+def _build_hybrid(name, pretrained, depth=4, dim=384, heads=6, layer_scale=.1, final_norm=True, img_size=224):
     "A CNN at output stride 16, its last features the patch tokens of a small vision transformer"
-    if img_size % 16: raise InputError(f'encoder "{name}": img_size {img_size} is not a multiple of 16: choose e.g. {-(-img_size//16)*16}')
+    _check_hybrid(name, depth, dim, heads, img_size)
+    _check_name(name)
     cnn = freeze_batch_norm_2d(_build(name, pretrained, global_pool='', output_stride=16))
-    embed = dict(img_size=img_size, patch_size=1, num_classes=0, depth=depth, dynamic_img_size=True)
-    if depth == 0:
-        vit = VisionTransformer(**embed, embed_dim=cnn.num_features, num_heads=1, class_token=False, global_pool='avg', pos_embed='none',
-                                final_norm=False, fc_norm=False, embed_layer=partial(HybridEmbed, backbone=cnn, proj=False))
+    if depth:
+        blocks = dict(embed_dim=dim, num_heads=heads, init_values=layer_scale or None, final_norm=final_norm,
+                      embed_layer=partial(HybridEmbed, backbone=cnn))
     else:
-        if dim % heads: raise InputError(f'encoder "{name}": dim {dim} is not a multiple of heads {heads}: choose e.g. dim {dim//heads*heads}')
-        vit = VisionTransformer(**embed, embed_dim=dim, num_heads=heads, init_values=layer_scale or None, final_norm=final_norm,
-                                embed_layer=partial(HybridEmbed, backbone=cnn))
+        blocks = dict(embed_dim=cnn.num_features, num_heads=1, class_token=False, global_pool='avg', pos_embed='none',
+                      final_norm=False, fc_norm=False, embed_layer=partial(HybridEmbed, backbone=cnn, proj=False))
+    vit = VisionTransformer(
+        img_size=img_size, patch_size=1, num_classes=0, depth=depth, dynamic_img_size=True, **blocks)
     vit.pretrained_cfg = cnn.pretrained_cfg
     return vit.to(memory_format=torch.channels_last)
 
 # %% ../nbs/method/06_encoder.ipynb #5e4a46c6
+def _given(**options):
+    "The options that are not None"
+    return {name: value for name, value in options.items() if value is not None}
+
+def _refuse(name, options, kind):
+    "Raise an `InputError` for an option of the other kind of encoder"
+    for option in options:
+        raise InputError(f'encoder "{name}": the option {option} is for {kind} only; leave it out')
+
+# %% ../nbs/method/06_encoder.ipynb #08f4366b
 class Encoder(nn.Module):
     "Any timm ViT by name, or \"hybrid:CNN\": images to class token, patch tokens and intermediate patch tokens"
     def __init__(self,
@@ -111,43 +203,74 @@ class Encoder(nn.Module):
         heads:int|None=None, # hybrid: attention heads (6)
         layer_scale:float|None=None, # hybrid: start of LayerScale (0.1); 0 = no LayerScale
         final_norm:bool|None=None, # hybrid: LayerNorm after the last block (True)
-        img_size:int|None=None, # size whose grid the position embeddings are made for; None = the model's own (hybrid: 224)
+        img_size:int|None=None, # size that the position embeddings are made for; None = the model's own (hybrid: 224)
         **options # ViT: anything timm.create_model takes, e.g. patch_size, drop_path_rate
     ):
         super().__init__()
-        given = lambda **kwargs: {k: v for k, v in kwargs.items() if v is not None}
-        hybrid, shared = given(dim=dim, heads=heads, layer_scale=layer_scale, final_norm=final_norm), given(depth=depth, img_size=img_size)
-        is_hybrid = name.startswith('hybrid:')
-        if (wrong := list(options if is_hybrid else hybrid)): raise InputError(f'encoder "{name}": the option {wrong[0]} is for {"plain ViTs" if is_hybrid else "hybrids"} only: leave it out')
-        if is_hybrid: self.vit = _build_hybrid(name.removeprefix('hybrid:'), pretrained, **dict(depth=4, dim=384, heads=6, layer_scale=.1, final_norm=True, img_size=224) | hybrid | shared)
-        else: self.vit = _build(name, pretrained, dynamic_img_size=True, **shared, **options)
-        if not isinstance(self.vit, VisionTransformer): raise InputError(f'encoder "{name}" is a {type(self.vit).__name__}, not a timm VisionTransformer: choose a vit_* or deit_* model')
-        self.dim, self.patch_size, self.grad_checkpointing = self.vit.embed_dim, self.vit.patch_embed.feat_ratio(), False
-        for key in ('mean', 'std'): self.register_buffer(key, torch.tensor(self.vit.pretrained_cfg[key]).view(1, 3, 1, 1), persistent=False)
+        shared = _given(depth=depth, img_size=img_size)
+        hybrid = _given(dim=dim, heads=heads, layer_scale=layer_scale, final_norm=final_norm)
+        if name.startswith('hybrid:'):
+            _refuse(name, options, 'plain ViTs')
+            self.vit = _build_hybrid(name.removeprefix('hybrid:'), pretrained, **shared, **hybrid)
+        else:
+            _refuse(name, hybrid, 'hybrids')
+            self.vit = _build_vit(name, pretrained, **shared, **options)
+        self.dim, self.patch_size = self.vit.embed_dim, self.vit.patch_embed.feat_ratio()
+        self.grad_checkpointing = False
+        for key in ('mean', 'std'):
+            value = torch.tensor(self.vit.pretrained_cfg[key]).view(1, 3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
 
-    def _tokens(self, image):
-        "Patch embedding, class and register tokens, positions -> (B,P+hw,D), and the grid (h,w)"
-        vit = self.vit
-        size = [-(-o//self.patch_size)*self.patch_size for o in image.shape[-2:]]
-        if size != list(image.shape[-2:]): image = F.interpolate(image, size, mode='bilinear', align_corners=False)
-        x = vit.patch_embed(((image - self.mean)/self.std).contiguous(memory_format=torch.channels_last))   # (B,h,w,D)
-        (B, h, w, _), x = x.shape, x.flatten(1, 2)
-        prefix = [o.expand(B, -1, -1) for n in ('cls_token', 'dist_token', 'reg_token') if (o := getattr(vit, n, None)) is not None]
-        if vit.pos_embed is None: return torch.cat(prefix + [x], 1), (h, w)
-        position = resample_abs_pos_embed(vit.pos_embed, (h, w), vit.patch_embed.grid_size, 0 if vit.no_embed_class else vit.num_prefix_tokens,
-                                          interpolation='bilinear', antialias=False)
-        x = torch.cat(prefix + [x + position], 1) if vit.no_embed_class else torch.cat(prefix + [x], 1) + position
-        return vit.pos_drop(x), (h, w)
+# %% ../nbs/method/06_encoder.ipynb #62a4ff74
+def _tileable(image, patch_size):
+    "The image, enlarged to the next multiples of the patch where its sides are none"
+    size = [-(-side//patch_size)*patch_size for side in image.shape[-2:]]
+    if size == list(image.shape[-2:]): return image
+    return F.interpolate(image, size, mode='bilinear', align_corners=False)
 
-    def forward(self,
-        image:Tensor # (B,3,H,W) in [0,1]
-    )->Features: # cls (B,D), patch and inter (B,D,h,w)
-        "One pass through the blocks, keeping the tokens of block depth-2 on the way"
-        x, grid = self._tokens(image)
-        x = inter = self.vit.norm_pre(x)
-        for number, block in enumerate(self.vit.blocks, 1):
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
-            if number == len(self.vit.blocks) - 2: inter = x
-        x, n = self.vit.norm(x), self.vit.num_prefix_tokens
-        as_map = lambda o: o[:, n:].transpose(1, 2).unflatten(2, grid)
-        return Features(x[:, 0] if n else x.mean(1), as_map(x), as_map(inter))
+def _special_tokens(vit, images):
+    "The learnt tokens that stand before the patches, a list of (B,n,D)"
+    learnt = [getattr(vit, name, None) for name in ('cls_token', 'dist_token', 'reg_token')]
+    return [token.expand(images, -1, -1) for token in learnt if token is not None]
+
+def _positions(vit, grid):
+    "Position embeddings for a grid of another size"
+    special = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    return resample_abs_pos_embed(vit.pos_embed, grid, vit.patch_embed.grid_size, special,
+                                  interpolation='bilinear', antialias=False)
+
+# %% ../nbs/method/06_encoder.ipynb #4f827e4d
+@patch_to(Encoder)
+def _tokens(self, image):
+    "Patch embedding, class and register tokens, positions -> (B,P+hw,D), and the grid (h,w)"
+    vit = self.vit
+    image = (_tileable(image, self.patch_size) - self.mean)/self.std
+    x = vit.patch_embed(image.contiguous(memory_format=torch.channels_last))        # (B,h,w,D)
+    B, h, w, _ = x.shape
+    x, special = x.flatten(1, 2), _special_tokens(vit, B)
+    if vit.pos_embed is None: return torch.cat([*special, x], 1), (h, w)
+    position = _positions(vit, (h, w))
+    if vit.no_embed_class: x = torch.cat([*special, x + position], 1)
+    else: x = torch.cat([*special, x], 1) + position
+    return vit.pos_drop(x), (h, w)
+
+# %% ../nbs/method/06_encoder.ipynb #898895a4
+def _as_map(tokens, grid):
+    "Patch tokens (B,hw,D) as a map (B,D,h,w)"
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+@patch_to(Encoder)
+def forward(self,
+    image:Tensor # (B,3,H,W) in [0,1]
+)->Features: # cls (B,D), patch and inter (B,D,h,w)
+    "Pass images through the blocks, keeping the tokens of block depth-2 on the way"
+    x, grid = self._tokens(image)                                       # (B,P+hw,D)
+    x = inter = self.vit.norm_pre(x)
+    recompute = self.grad_checkpointing and torch.is_grad_enabled()
+    for number, block in enumerate(self.vit.blocks, 1):
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        if number == len(self.vit.blocks) - 2: inter = x
+    x = self.vit.norm(x)
+    special = self.vit.num_prefix_tokens                                # P
+    cls = x[:, 0] if special else x.mean(1)
+    return Features(cls, _as_map(x[:, special:], grid), _as_map(inter[:, special:], grid))

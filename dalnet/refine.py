@@ -8,76 +8,112 @@ __all__ = ['pair_counts', 'ptc_loss', 'PAR', 'refine_labels']
 # %% ../nbs/method/07_refine.ipynb #bdb8ce72
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch_to
 from torch import Tensor, nn
 from .cam import roi_mask
-from .core import IGNORE, at_least_float32
+from .core import IGNORE, InputError, at_least_float32
 
-# %% ../nbs/method/07_refine.ipynb #9c366fdf
+# %% ../nbs/method/07_refine.ipynb #e859480a
 def pair_counts(
     label:Tensor # (B,h,w) int pseudo label; 255 is left out
 )->Tensor: # (2,) int64
-    "How many ordered pairs of different patches of an image have the same label, and how many have different ones"
-    label = label.flatten(1)
-    count = label.new_zeros(len(label), IGNORE + 1).scatter_add_(1, label, torch.ones_like(label))[:, :IGNORE]
-    equal, known = (count*(count - 1)).sum(), count.sum(1)
+    "Count the ordered pairs of different patches of an image that have the same label, and that have different ones"
+    label = label.flatten(1)                                            # (B,hw)
+    count = label.new_zeros(len(label), IGNORE + 1).scatter_add_(1, label, torch.ones_like(label))
+    count = count[:, :IGNORE]                                           # (B,255) patches of each label
+    known = count.sum(1)                                                # (B,) labelled patches
+    equal = (count*(count - 1)).sum()
     return torch.stack([equal, (known*(known - 1)).sum() - equal])
 
+# %% ../nbs/method/07_refine.ipynb #9c366fdf
 def ptc_loss(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
     label:Tensor, # (B,h,w) int pseudo label of the intermediate CAM; 255 is left out
     pairs:Tensor|None=None # (2,) what the two sums are divided by; None = these images' own `pair_counts`, plus 1
 )->Tensor: # scalar in [0,1]
-    "Patch token contrast, as ToCo's code has it"
-    patch = at_least_float32(patch)                     # sums over (hw)^2 pairs
-    token, label = F.normalize(patch.flatten(2), dim=1, eps=1e-8), label.flatten(1)
-    cosine = (token.transpose(1, 2)@token).abs()                                          # (B,hw,hw)
+    """Contrast patch tokens, as ToCo's code does
+
+    `L_ptc = 1/2 (1 - sum_{P+} |cos(v_i,v_j)| / (|P+| + 1)) + 1/2 sum_{P-} |cos(v_i,v_j)| / (|P-| + 1)`
+    """
+    patch = at_least_float32(patch)                                     # sums over (hw)^2 pairs
+    token = F.normalize(patch.flatten(2), dim=1, eps=1e-8)              # (B,D,hw)
+    cosine = (token.transpose(1, 2)@token).abs()                        # (B,hw,hw)
+    label = label.flatten(1)                                            # (B,hw)
     known = label != IGNORE
-    pair = (known[:, :, None] & known[:, None]).logical_and_(~torch.eye(label.shape[1], dtype=torch.bool, device=label.device))
+    itself = torch.eye(label.shape[1], dtype=torch.bool, device=label.device)
+    pair = known[:, :, None] & known[:, None] & ~itself                 # (B,hw,hw)
     equal = label[:, :, None] == label[:, None]
-    same, other = (torch.where(o, cosine, 0).sum() for o in (pair & equal, pair & ~equal))
-    pairs = pair_counts(label) + 1 if pairs is None else pairs
+    same = torch.where(pair & equal, cosine, 0).sum()
+    other = torch.where(pair & ~equal, cosine, 0).sum()
+    if pairs is None: pairs = pair_counts(label) + 1
     return .5*(1 - same/pairs[0]) + .5*other/pairs[1]
 
 # %% ../nbs/method/07_refine.ipynb #2a1a808b
 class PAR(nn.Module):
-    "Pixel-adaptive refinement of maps (AFA)"
+    """Refine maps pixel by pixel (AFA): ten times, each value becomes the weighted sum of its 48 neighbours' values
+
+    `a_ij = softmax_j(-mean_rgb((|x_i - x_j| / (0.3 sigma_i))^2)) + 0.01 softmax_j(-(d_ij / (0.3 sigma_d))^2)`
+    """
     def __init__(self,
         dilations:tuple=(1, 2, 4, 8, 12, 24), # distances of the neighbours, pixels
         n_iter:int=10 # rounds
     ):
         super().__init__()
         ring = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-        self.offsets, self.n_iter = [(d*y, d*x) for d in dilations for y, x in ring], n_iter
+        self.offsets = [(d*y, d*x) for d in dilations for y, x in ring]
+        self.n_iter = n_iter
 
     def _neighbours(self, h, w, device):
-        "Where the neighbours of each pixel are, (hw,n) flat indices; beyond the border the border goes on"
+        "Where the neighbours of each pixel are, (hw,n) flat indices; the border is repeated outwards"
         y, x = torch.arange(h, device=device)[:, None, None], torch.arange(w, device=device)[:, None]
         dy, dx = torch.tensor(self.offsets, device=device).T
         return ((y + dy).clamp(0, h - 1)*w + (x + dx).clamp(0, w - 1)).flatten(0, 1)
 
-    def affinity(self,
-        image:Tensor # (B,3,h,w) in 0-255
-    )->Tensor: # (B,hw,n), n = 8 x dilations; sums to 1.01 over n
-        "How much each neighbour of each pixel counts"
-        image, here = image.float().flatten(2), self._neighbours(*image.shape[-2:], image.device)
-        around = image[:, :, here]                                                        # (B,3,hw,n)
-        contrast = around.std(-1, keepdim=True)
-        colour = -((around - image[..., None])/(contrast + 1e-8)/.3).square().mean(1)     # (B,hw,n)
-        distance = torch.tensor(self.offsets, device=image.device).float().norm(dim=1)
-        near = -(distance/(distance.std() + 1e-8)/.3).square()
-        return colour.softmax(-1) + .01*near.softmax(0)
+# %% ../nbs/method/07_refine.ipynb #67164531
+@patch_to(PAR)
+def affinity(self,
+    image:Tensor # (B,3,h,w) in 0-255
+)->Tensor: # (B,hw,n), n = 8 x dilations; sums to 1.01 over n
+    "Weigh the neighbours of each pixel by colour and distance"
+    here = self._neighbours(*image.shape[-2:], image.device)                              # (hw,n)
+    image = image.float().flatten(2)                                                      # (B,3,hw)
+    around = image[:, :, here]                                                            # (B,3,hw,n)
+    contrast = around.std(-1, keepdim=True)                                               # sigma_i
+    colour = -((around - image[..., None])/(contrast + 1e-8)/.3).square().mean(1)         # (B,hw,n)
+    distance = torch.tensor(self.offsets, device=image.device).float().norm(dim=1)        # (n,)
+    near = -(distance/(distance.std() + 1e-8)/.3).square()
+    return colour.softmax(-1) + .01*near.softmax(0)
 
-    def forward(self,
-        image:Tensor, # (B,3,h,w) in 0-255
-        mask:Tensor # (B,K,H,W) maps, brought to (h,w)
-    )->Tensor: # (B,K,h,w)
-        "Let the maps flow between pixels of like colour"
-        (B, K), (h, w) = mask.shape[:2], image.shape[-2:]
-        mask = F.interpolate(mask.float(), (h, w), mode='bilinear', align_corners=True).flatten(2).transpose(1, 2).flatten(0, 1)  # (Bhw,K)
-        here = self._neighbours(h, w, image.device) + h*w*torch.arange(B, device=image.device)[:, None, None]
-        here, weight = here.flatten(0, 1), self.affinity(image).flatten(0, 1)             # (Bhw,n)
-        for _ in range(self.n_iter): mask = F.embedding_bag(here, mask.contiguous(), mode='sum', per_sample_weights=weight)
-        return mask.view(B, h*w, K).transpose(1, 2).reshape(B, K, h, w)
+# %% ../nbs/method/07_refine.ipynb #bee73da5
+@patch_to(PAR)
+def forward(self,
+    image:Tensor, # (B,3,h,w) in 0-255
+    mask:Tensor # (B,K,H,W) maps, resized to (h,w)
+)->Tensor: # (B,K,h,w)
+    "Let the maps flow between pixels of like colour"
+    (B, K), (h, w) = mask.shape[:2], image.shape[-2:]
+    mask = F.interpolate(mask.float(), (h, w), mode='bilinear', align_corners=True)
+    mask = mask.flatten(2).transpose(1, 2).flatten(0, 1)                                  # (Bhw,K)
+    first = h*w*torch.arange(B, device=image.device)[:, None, None]                       # each image's first pixel
+    here = (self._neighbours(h, w, image.device) + first).flatten(0, 1)                   # (Bhw,n)
+    weight = self.affinity(image).flatten(0, 1)                                           # (Bhw,n)
+    for _ in range(self.n_iter):
+        mask = F.embedding_bag(here, mask.contiguous(), mode='sum', per_sample_weights=weight)
+    return mask.view(B, h*w, K).transpose(1, 2).reshape(B, K, h, w)
+
+# %% ../nbs/method/07_refine.ipynb #0c499e63
+def _tagged_scores(cam, tags, size):
+    "The maps of each image's own tags, (B,K,h,w), -inf where it has fewer than K; and their labels, (B,K)"
+    K = max(1, int(tags.sum(1).max()))
+    tagged, classes = tags.topk(K, dim=1)                                                 # (B,K)
+    index = classes[:, :, None, None].expand(-1, -1, *cam.shape[-2:])
+    score = F.interpolate(cam.gather(1, index).float(), size, mode='bilinear', align_corners=False)
+    return score.masked_fill(tagged[:, :, None, None] == 0, -torch.inf), classes + 1
+
+def _compete(score, background):
+    "Background, scored the same everywhere, against the classes: probabilities (B,K+1,h,w)"
+    ground = torch.full_like(score[:, :1], background)
+    return torch.cat([ground, score], 1).softmax(1)
 
 # %% ../nbs/method/07_refine.ipynb #15fac863
 @torch.no_grad()
@@ -91,19 +127,21 @@ def refine_labels(
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1); outside is ignored
     down_scale:int=2 # refine at this fraction of the size
 )->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
-    "Refined pseudo labels with a band of doubt (as ToCo makes them)"
-    if high < low: raise ValueError(f'high ({high}) must not be below low ({low})')
-    (H, W), K = image_0_255.shape[-2:], max(1, int(tags.sum(1).max()))
-    small = F.interpolate(image_0_255, [max(1, H//down_scale), max(1, W//down_scale)], mode='bilinear', align_corners=False)
-    tagged, classes = tags.topk(K, dim=1)                                                 # (B,K)
-    score = cam.gather(1, classes[:, :, None, None].expand(-1, -1, *cam.shape[-2:])).float()
-    score = F.interpolate(score, small.shape[-2:], mode='bilinear', align_corners=False)
-    score = score.masked_fill(tagged[:, :, None, None] == 0, -torch.inf)                  # images with fewer tags
-    votes = torch.cat([torch.cat([torch.full_like(score[:, :1], t), score], 1).softmax(1) for t in (high, low)], 1)
-    votes = F.interpolate(par(small, votes), (H, W), mode='bilinear', align_corners=False).unflatten(1, (2, K + 1))
-    strict, lenient = votes.argmax(2).unbind(1)                                           # 0 = background, k = k-th tag
-    classes = F.pad(classes + 1, (1, 0))
-    label = classes.gather(1, strict.flatten(1)).view_as(strict)
+    """Refine CAMs to pseudo labels with a band of doubt, as ToCo does
+
+    With `vote(t) = argmax PAR(softmax([t, CAM_1, ..., CAM_K]))`, the label is `vote(high)`,
+    but 255 where that says background and `vote(low)` does not
+    """
+    if high < low: raise InputError(f'high must not be below low; got high {high}, low {low}')
+    H, W = image_0_255.shape[-2:]
+    size = [max(1, H//down_scale), max(1, W//down_scale)]
+    small = F.interpolate(image_0_255, size, mode='bilinear', align_corners=False)
+    score, labels = _tagged_scores(cam, tags, size)                                       # (B,K,h,w), (B,K)
+    votes = par(small, torch.cat([_compete(score, high), _compete(score, low)], 1))       # (B,2(K+1),h,w)
+    votes = F.interpolate(votes, (H, W), mode='bilinear', align_corners=False)
+    strict, lenient = votes.unflatten(1, (2, -1)).argmax(2).unbind(1)                     # 0 = background, k = k-th tag
+    labels = F.pad(labels, (1, 0))                                                        # (B,K+1), background first
+    label = labels.gather(1, strict.flatten(1)).view_as(strict)
     label[(strict == 0) & (lenient != 0)] = IGNORE
     if roi is not None: label[~roi_mask(roi, H, W)] = IGNORE
     return label

@@ -22,39 +22,48 @@ class SegHead(nn.Sequential):
         width:int=512, # channels between
         dilation:int=5 # of the 3x3 convolutions
     ):
-        conv = lambda a, b: nn.Conv2d(a, b, 3, padding=dilation, dilation=dilation, bias=False)
-        super().__init__(conv(dim, width), nn.ReLU(), conv(width, width), nn.ReLU(), nn.Conv2d(width, n_labels, 1, bias=False))
+        options = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
+        super().__init__(
+            nn.Conv2d(dim, width, **options), nn.ReLU(),
+            nn.Conv2d(width, width, **options), nn.ReLU(),
+            nn.Conv2d(width, n_labels, kernel_size=1, bias=False))
 
-# %% ../nbs/method/09_segment.ipynb #309b1c9c
+# %% ../nbs/method/09_segment.ipynb #575ec5ea
 def _enlarge(logits, size):
     "Bilinear to `size`, unless they have it; in float32 at least"
     logits = at_least_float32(logits)
-    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode='bilinear', align_corners=False)
+    if logits.shape[-2:] == size: return logits
+    return F.interpolate(logits, size, mode='bilinear', align_corners=False)
 
 def pixel_counts(
     label:Tensor # (B,H,W) int64 pseudo label; 255 is left out
 )->Tensor: # (2,) int64
-    "How many pixels are background, and how many some class"
+    "Count the pixels that are background, and those that are some class"
     return torch.stack([(label == 0).sum(), ((label != 0) & (label != IGNORE)).sum()])
 
+# %% ../nbs/method/09_segment.ipynb #309b1c9c
 def seg_loss(
     logits:Tensor, # (B,C+1,h,w), enlarged to the label's size
     label:Tensor, # (B,H,W) int64 pseudo label; 255 is left out
     pixels:Tensor|None=None # (2,) what the two sums are divided by; None = these images' own `pixel_counts`, at least 1
 )->Tensor: # scalar
-    "Mean of a background and a foreground cross-entropy"
-    each = F.cross_entropy(_enlarge(logits, label.shape[-2:]), label, ignore_index=IGNORE, reduction='none')
-    pixels = pixel_counts(label).clamp(min=1) if pixels is None else pixels
-    ground = label == 0
-    return .5*((each*ground).sum()/pixels[0] + (each*~ground).sum()/pixels[1])        # ignored pixels count 0
+    """Average a background and a foreground cross-entropy
 
-# %% ../nbs/method/09_segment.ipynb #d64e7a5f
+    `L_seg = -1/2 mean_{i: y_i = 0} log p_i(0) - 1/2 mean_{i: 0 < y_i < 255} log p_i(y_i)`
+    """
+    logits = _enlarge(logits, label.shape[-2:])
+    each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction='none')          # (B,H,W), 0 where ignored
+    if pixels is None: pixels = pixel_counts(label).clamp(min=1)
+    ground = label == 0
+    return .5*((each*ground).sum()/pixels[0] + (each*~ground).sum()/pixels[1])
+
+# %% ../nbs/method/09_segment.ipynb #3f0a204e
 class _Energy(torch.autograd.Function):
     "Value and gradient of the dense energy, as ToCo defines them"
     @staticmethod
     def forward(ctx, prob, lattice, gate, inside, symmetric):
-        S = prob*inside                                                               # (B,K,h,w)
-        filtered = lattice.filter(S.flatten(2).transpose(1, 2), symmetric=symmetric)
+        S = prob*inside                                                 # (B,K,h,w)
+        filtered = lattice.filter(S.flatten(2).transpose(1, 2), symmetric=symmetric)      # (B,hw,K)
         GWS = filtered.transpose(1, 2).reshape(S.shape)*gate
         ctx.save_for_backward(-2*GWS*inside/len(S))
         return -(S*GWS).sum()/len(S)
@@ -63,30 +72,45 @@ class _Energy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None, None, None
 
+# %% ../nbs/method/09_segment.ipynb #a4081048
+def _masks(prob, label, roi, size):
+    "What is image and how open the gate is, (B,1,h,w) each"
+    inside = torch.ones_like(prob[:, :1])
+    if roi is not None: inside = F.interpolate(roi_mask(roi, *label.shape[1:])[:, None].to(prob), size)
+    unknown = F.interpolate(label[:, None].to(prob), size) == IGNORE
+    doubt = (inside - prob.amax(1, keepdim=True)).clamp(min=0)
+    return inside, torch.where(unknown, 1., doubt).detach()
+
+# %% ../nbs/method/09_segment.ipynb #d64e7a5f
 class DenseEnergyLoss(nn.Module):
-    "Regularise masks by place and colour (Tang et al. 2018)"
+    """Regularise masks by position and colour (Tang et al. 2018, gated as in ToCo)
+
+    `L_reg = -weight/B sum_{b,k,i} S_bki G_bi (W S)_bki`, with the gate `G_i = 1` where the label is 255,
+    else `max(0, 1 - max_k S_ki)`
+    """
     def __init__(self,
         weight:float=1e-7, # of the energy
         sigma_rgb:float=15., # standard deviation of colour, in steps of 0-255
-        sigma_xy:float=100., # standard deviation of place, pixels of the full image
+        sigma_xy:float=100., # standard deviation of distance, pixels of the full image
         scale:float=.5, # of the image's sides
         symmetric:bool=False # the symmetric filter instead of rloss'
     ):
         super().__init__()
-        self.weight, self.sigma_rgb, self.sigma_xy, self.scale, self.symmetric = weight, sigma_rgb, sigma_xy, scale, symmetric
+        self.weight, self.sigma_rgb, self.sigma_xy = weight, sigma_rgb, sigma_xy
+        self.scale, self.symmetric = scale, symmetric
 
     def forward(self,
         image_0_255:Tensor, # (B,3,H,W) in 0-255
         logits:Tensor, # (B,C+1,h,w), enlarged to the image's size
         label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is 255
-        roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside doesn't count
+        roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside does not count
     )->Tensor: # scalar <= 0
-        "The energy of the softmax of the logits"
+        "Compute the energy of the softmax of the logits"
         H, W = image_0_255.shape[-2:]
-        size = [max(1, int(o*self.scale)) for o in (H, W)]
+        size = [max(1, int(H*self.scale)), max(1, int(W*self.scale))]
         prob = F.interpolate(_enlarge(logits, (H, W)).softmax(1), size, mode='bilinear', align_corners=False)
-        small = lambda o: F.interpolate(o.to(prob), size)[:, 0]                       # nearest
-        inside = torch.ones_like(prob[:, 0]) if roi is None else small(roi_mask(roi, H, W)[:, None])
-        gate = torch.where(small(label[:, None]) == IGNORE, 1., (inside - prob.amax(1)).clamp(min=0)).detach()
-        lattice = PermutohedralLattice(bilateral_features(F.interpolate(image_0_255, size).to(prob), self.sigma_rgb, self.sigma_xy*self.scale))
-        return self.weight*_Energy.apply(prob, lattice, gate[:, None], inside[:, None], self.symmetric)
+        picture = F.interpolate(image_0_255, size).to(prob)                               # (B,3,h,w)
+        inside, gate = _masks(prob, label, roi, size)                                     # (B,1,h,w) each
+        features = bilateral_features(picture, self.sigma_rgb, self.sigma_xy*self.scale)
+        energy = _Energy.apply(prob, PermutohedralLattice(features), gate, inside, self.symmetric)
+        return self.weight*energy
