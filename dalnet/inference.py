@@ -52,13 +52,8 @@ def _window(h, w, overlap, device):
     return (_ramp(h, overlap, device)[:, None]*_ramp(w, overlap, device)).float()
 
 # %% ../nbs/use/inference.ipynb #413cfef0
-def _infer_tiled(
-    model:DALNet, # the network
-    image:Tensor, # (B,3,H,W) in [0,1], sides multiples of the patch size
-    tile:int, # patches
-    overlap:int # patches
-)->tuple: # logits (B,C), segmentation logits (B,C+1,h,w) and activations (B,C,h,w) on the grid of patches
-    "`DALNet.infer` on overlapping tiles, blended"
+def _infer_tiled(model, image, tile, overlap):
+    "Logits (B,C), segmentation logits (B,C+1,h,w) and activations (B,C,h,w) from tiles of `tile` patches, blended"
     p = model.encoder.patch_size
     h, w = image.shape[-2]//p, image.shape[-1]//p
     if max(h, w) <= tile: return model.infer(image)[:3]
@@ -108,10 +103,8 @@ def predict_maps(
 )->Maps: # at the image's size, or with a longer side of `max_side`
     "Segmentation, CAMs and tags at several scales (Section 4.2)"
     p = model.encoder.patch_size
-    shrink = min(1, max_side/max(image.shape[-2:]))
-    size = [max(1, round(side*shrink)) for side in image.shape[-2:]]
-    probs, cams, logits = 0., 0., 0.
-    n = len(scales)*(2 if flip else 1)
+    size = [max(1, round(side*min(1, max_side/max(image.shape[-2:])))) for side in image.shape[-2:]]
+    probs, cams, logits, n = 0., 0., 0., len(scales)*(2 if flip else 1)
     for scale in scales:
         views = _views(image, scale, p, flip)
         tag_logits, seg, activation = _infer_tiled(model, views, max(2, tile//p), max(1, tile//p//4))
@@ -139,8 +132,7 @@ def _to_uint8(array):
     if array.dtype == bool: return array.astype(np.uint8)*255
     if array.dtype.kind == 'f':
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise InputError(f'a float image must lie in [0,1]; got {array.min():.3g} to {array.max():.3g}; '
-                             'divide it by its largest value')
+            raise InputError(f'a float image must lie in [0,1]; got {array.min():.3g} to {array.max():.3g}; divide it')
         return (255*array).round().astype(np.uint8)
     if array.dtype.kind in 'iu' and array.dtype.itemsize > 1:
         top = 257 if array.max() > 255 else 1                            # 16 bits, or 8 bits in a wider type
@@ -172,12 +164,10 @@ def label_at(
 )->Tensor: # (H,W) int64
     "The winning label at another size, enlarging one class at a time"
     if tuple(probs.shape[-2:]) == tuple(size): return probs.argmax(0)
-    best, label = None, torch.zeros(size, dtype=torch.long, device=probs.device)
-    for k in range(len(probs)):
-        p = _enlarge(probs[k:k + 1], size)[0]                            # (H,W)
-        if best is None:
-            best = p
-            continue
+    best = _enlarge(probs[:1], size)[0]                                  # (H,W)
+    label = torch.zeros(size, dtype=torch.long, device=probs.device)
+    for k in range(1, len(probs)):
+        p = _enlarge(probs[k:k + 1], size)[0]
         label[p > best] = k
         best = torch.maximum(best, p)
     return label
@@ -214,18 +204,16 @@ def _check_options(scales, crf, long_side, tile):
     "Raise an `InputError` for options of `Predictor` that cannot be used"
     if crf is not None: check_engine(crf)
     if scales is not None: check_scales(scales)
+    if tile < 32: raise InputError(f'tile must be at least 32 pixels; got {tile}')
     if long_side is not None and long_side < 0:
         raise InputError(f'long_side must be a number of pixels, or 0 to leave the size; got {long_side}')
-    if tile < 32:
-        raise InputError(f'tile must be at least 32 pixels; got {tile}')
 
 def _load(checkpoint, device):
     "The model in eval mode, and its settings; a model itself has those of `TrainConfig()`"
     if isinstance(checkpoint, DALNet): return checkpoint.to(device).eval(), TrainConfig()
     model, config = Checkpoint.load(checkpoint, device)
     if not has_segmentation(checkpoint):
-        raise InputError(f'{checkpoint}: the segmentation head is untrained, it has CAMs only; '
-                         'train past seg_start with a weight_seg above 0')
+        raise InputError(f'{checkpoint}: has CAMs only, no trained segmentation head; train it past seg_start')
     return model, config
 
 # %% ../nbs/use/inference.ipynb #223dce5e
@@ -258,18 +246,16 @@ def _weights_checksum(model):
 @patch(as_prop=True)
 def settings(self:Predictor)->dict:
     "What decides a prediction, weights included"
-    return dict(
-        weights=_weights_checksum(self.model), scales=list(self.scales), flip=self.flip, crf=self.crf,
-        long_side=self.long_side, tile=self.tile, tag_threshold=self.tag_threshold)
+    return dict(weights=_weights_checksum(self.model), scales=list(self.scales), flip=self.flip, crf=self.crf,
+                long_side=self.long_side, tile=self.tile, tag_threshold=self.tag_threshold)
 
 # %% ../nbs/use/inference.ipynb #f77e38eb
 @patch
 def _tag_row(self:Predictor, tags):
     "Names, or (C,) numbers in {0,1}, as (C,) floats"
     if not torch.is_tensor(tags) and all(isinstance(tag, str) for tag in tags):
-        unknown = [tag for tag in tags if tag not in self.names]
-        if unknown:
-            raise InputError(f'tag "{unknown[0]}": unknown; the model knows {", ".join(self.names)}')
+        for tag in tags:
+            if tag not in self.names: raise InputError(f'tag "{tag}": unknown; the model knows {", ".join(self.names)}')
         tags = [float(name in tags) for name in self.names]
     tags = torch.as_tensor(tags, dtype=torch.float, device=self.device)
     if tags.shape != (len(self.names),):
