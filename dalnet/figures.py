@@ -61,11 +61,13 @@ def _cam_rows(model, item, scales, flip, max_tags):
     return [(c, inter[0, c].cpu(), mask, final[0, c].cpu()) for c in classes]
 
 # %% ../nbs/use/figures.ipynb #7f298c4e
-def _grid(items, columns, width, height):
+def _grid(items, columns, width, lines):
     "A figure with a row of axes for each item; the second, for the ground truth, is None where an item has no mask"
+    tallest = max(item['image'].shape[-2]/item['image'].shape[-1] for item in items)
+    height = width*min(1.5, tallest) + .2*lines                          # inches, with so many lines of titles
     truth = any('mask' in item for item in items)
     n = columns if truth else columns - 1
-    fig, axes = plt.subplots(len(items), n, figsize=(n*width, height*width*len(items)), squeeze=False)
+    fig, axes = plt.subplots(len(items), n, figsize=(n*width, height*len(items)), squeeze=False)
     rows = [list(row) for row in axes]
     for row, item in zip(rows, items):
         if not truth: row.insert(1, None)
@@ -87,8 +89,8 @@ def show_cams(
     "Image, ground truth, intermediate CAM, object-aware mask and final CAM for each tag, side by side"
     model.eval()
     rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags)]
-    if not rows: raise InputError('items: none of these images has a tag; give images with tags, there is no map to show')
-    fig, axes = _grid([item for item, *_ in rows], 5, width, .95)
+    if not rows: raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
+    fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
     for ax, (item, c, inter, mask, final) in zip(axes, rows):
         image, name = item['image'].cpu(), model.names[c]
         show_map(ax[0], image, title=_tag_names(model.names, item['tags']))
@@ -134,7 +136,7 @@ def show_segmentation(
     "Image, truth, CAM, pseudo label, prediction, and prediction after the CRF, free and with the true tags"
     model.eval()
     device = next(model.parameters()).device
-    fig, axes = _grid(items, 7, width, .95)
+    fig, axes = _grid(items, 7, width, lines=1)
     for ax, item in zip(axes, items):
         image, tags = item['image'].to(device), item['tags'].to(device)
         size = item['mask'].shape if 'mask' in item else image.shape[-2:]

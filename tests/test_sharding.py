@@ -43,7 +43,7 @@ def error(f, *args, **kwargs):
 
 checkpoint, data, photos, out = sys.argv[1:]
 out, model, val = Path(out), Checkpoint.load(checkpoint)[0], VOCDataset(data, 'val', masks=True)
-same, own = {}, {}                                                      # what all processes must agree on, and what each did
+same, own = {}, {}                                                      # what all must agree on, and what each did
 
 sets = {name: Logged(val, n) for name, n in dict(all=len(val), two=2).items()}
 for name, items in sets.items():
@@ -162,7 +162,7 @@ def files(folder):
 def test_every_process_returns_what_one_alone_returns(runs):
     alone = runs[1][1][0]
     for n, (_, returned, _) in runs.items():
-        assert returned == [alone]*n                                       # every IoU at every threshold, counts, failures
+        assert returned == [alone]*n                                    # every IoU at every threshold, counts, failures
     scores = json.loads(alone)
     assert len(set(scores['seg all']['iou']['single'])) > 2                # no trivial masks
     assert 0 < scores['cams all']['cam']['sweep']['0.3'] < 1
