@@ -132,7 +132,8 @@ def _to_uint8(array):
     if array.dtype == bool: return array.astype(np.uint8)*255
     if array.dtype.kind == 'f':
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise InputError(f'a float image must lie in [0,1]; got {array.min():.3g} to {array.max():.3g}; divide it')
+            raise InputError(f'a float image must lie in [0,1]; got {array.min():.3g} to {array.max():.3g}; '
+                             'divide it by its largest value')
         return (255*array).round().astype(np.uint8)
     if array.dtype.kind in 'iu' and array.dtype.itemsize > 1:
         top = 257 if array.max() > 255 else 1                            # 16 bits, or 8 bits in a wider type

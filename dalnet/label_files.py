@@ -252,6 +252,7 @@ def _archive_kind(archive):
         raise InputError(f'{archive.parent}: cannot be written to; choose another folder for the archive')
     return kind
 
+# %% ../nbs/use/label_files.ipynb #d5ad0a63
 def write_submission(
     predictor:Predictor, # labels the images
     dataset:ImageDataset, # of VOC's test split
