@@ -6,12 +6,13 @@
 __all__ = ['show_map', 'show_mask', 'show_cams', 'show_segmentation']
 
 # %% ../nbs/use/figures.ipynb #c74ccb1b
+from textwrap import fill
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .cam import cam_to_label, multi_scale_cam, normalize_cam
-from .core import palette
+from .core import InputError, palette
 from .crf import dense_crf
 from .inference import label_at, limit_to_tags, predict_maps
 from .masks import object_mask
@@ -19,6 +20,8 @@ from .model import DALNet
 from .refine import PAR, refine_labels
 
 # %% ../nbs/use/figures.ipynb #ed5d3f5b
+_TITLE = dict(fontsize=10)
+
 def show_map(
     ax, # matplotlib axes
     image:Tensor, # (3,H,W) in [0,1]
@@ -29,8 +32,9 @@ def show_map(
     ax.imshow(image.permute(1, 2, 0).clamp(0, 1))
     if heat is not None:
         heat = F.interpolate(heat[None, None].float(), image.shape[-2:], mode='bilinear', align_corners=False)[0, 0]
-        ax.imshow(heat, cmap='jet', alpha=.55, vmin=0, vmax=1)
-    ax.set_title(title, fontsize=8); ax.axis('off')
+        ax.imshow(heat, cmap='inferno', alpha=.6, vmin=0, vmax=1)
+    ax.set_title(title, **_TITLE)
+    ax.axis('off')
 
 def show_mask(
     ax, # matplotlib axes
@@ -38,7 +42,39 @@ def show_mask(
     title:str='' # above the panel
 ):
     "Draw a label mask in VOC's colours"
-    ax.imshow(palette()[mask]); ax.set_title(title, fontsize=8); ax.axis('off')
+    ax.imshow(palette()[mask])
+    ax.set_title(title, **_TITLE)
+    ax.axis('off')
+
+# %% ../nbs/use/figures.ipynb #094725e8
+def _tag_names(names, tags):
+    "The tags (C,) of an image as words, on as many lines as a panel's title needs"
+    return fill(', '.join(name for name, tag in zip(names, tags) if tag), 18)
+
+def _cam_rows(model, item, scales, flip, max_tags):
+    "For each tag of one item: (class, intermediate CAM (H,W), object-aware mask (h,w), final CAM (H,W))"
+    device = next(model.parameters()).device
+    image, tags = item['image'][None].to(device), item['tags'][None].to(device)
+    final, inter = multi_scale_cam(model, image, scales, flip)
+    mask = object_mask(normalize_cam(model.activations(image)[1]), tags, model.beta)[0, 0].cpu()
+    classes = item['tags'].nonzero()[:max_tags, 0].tolist()
+    return [(c, inter[0, c].cpu(), mask, final[0, c].cpu()) for c in classes]
+
+# %% ../nbs/use/figures.ipynb #7f298c4e
+def _grid(items, columns, width, lines):
+    "A figure with a row of axes for each item; the second, for the ground truth, is None where an item has no mask"
+    tallest = max(item['image'].shape[-2]/item['image'].shape[-1] for item in items)
+    height = width*min(1.5, tallest) + .2*lines                          # inches, with so many lines of titles
+    truth = any('mask' in item for item in items)
+    n = columns if truth else columns - 1
+    fig, axes = plt.subplots(len(items), n, figsize=(n*width, height*len(items)), squeeze=False)
+    rows = [list(row) for row in axes]
+    for row, item in zip(rows, items):
+        if not truth: row.insert(1, None)
+        elif 'mask' not in item:
+            row[1].remove()
+            row[1] = None
+    return fig, rows
 
 # %% ../nbs/use/figures.ipynb #bc5e3ee6
 @torch.inference_mode()
@@ -46,31 +82,42 @@ def show_cams(
     model:torch.nn.Module, # DALNet
     items:list, # of a dataset: dicts with image (3,H,W), tags (C,), and mask (H,W) if there is one
     scales:tuple=(1., .5, 1.5), # of the CAMs
-    flip:bool=True, # add mirror images
+    flip:bool=True, # add flips
     max_tags:int=2, # rows at most for each image
     width:float=1.9 # of one panel, inches
 )->plt.Figure:
     "Image, ground truth, intermediate CAM, object-aware mask and final CAM for each tag, side by side"
     model.eval()
-    device, rows = next(model.parameters()).device, []
-    for item in items:
-        image, tags = item['image'][None].to(device), item['tags'][None].to(device)
-        final, inter = (o[0].cpu() for o in multi_scale_cam(model, image, scales, flip))
-        mask = object_mask(normalize_cam(model.activations(image)[1]), tags, model.beta)[0, 0].cpu()
-        rows += [(item, c, inter[c], mask, final[c]) for c in item['tags'].nonzero()[:max_tags, 0].tolist()]
-    if not rows: raise ValueError('none of these images has a tag: there is no map to show')
-    fig, axes = plt.subplots(len(rows), 5, figsize=(5*width, .85*width*len(rows)), squeeze=False)
+    rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags)]
+    if not rows: raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
+    fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
     for ax, (item, c, inter, mask, final) in zip(axes, rows):
         image, name = item['image'].cpu(), model.names[c]
-        show_map(ax[0], image, title=', '.join(n for n, t in zip(model.names, item['tags']) if t))
+        show_map(ax[0], image, title=_tag_names(model.names, item['tags']))
         if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        ax[1].axis('off')
-        show_map(ax[2], image, inter, f'{name}: intermediate CAM')
+        show_map(ax[2], image, inter, f'{name}\nintermediate CAM')
         shade = F.interpolate(mask[None, None], image.shape[-2:])[0]
-        show_map(ax[3], image*(.25 + .75*shade), title='object-aware mask')
-        show_map(ax[4], image, final, f'{name}: final CAM')
+        show_map(ax[3], image*(.25 + .75*shade), title='object-aware\nmask')
+        show_map(ax[4], image, final, f'{name}\nfinal CAM')
     fig.tight_layout()
     return fig
+
+# %% ../nbs/use/figures.ipynb #fb6c4510
+def _cam_labels(model, image, tags, scales, flip, threshold, high, low):
+    "Title -> (H,W) label, for the CAM of one image and for its pseudo label"
+    maps, _ = multi_scale_cam(model, image[None], scales, flip)
+    label = cam_to_label(maps, tags[None], threshold, threshold)
+    refined = refine_labels(PAR(), 255*image[None], maps, tags[None], high, low)
+    return {f'CAM > {threshold}': label[0].cpu(), 'pseudo label': refined[0].cpu()}
+
+def _segmentations(model, image, tags, size, scales, flip, crf):
+    "Title -> (H,W) label, for the segmentation of one image, free, with the CRF, and limited to its tags"
+    maps = predict_maps(model, image, scales, flip)
+    view = F.interpolate(image[None], maps.probs.shape[-2:], mode='bilinear', align_corners=False)[0]
+    told = limit_to_tags(maps.probs, tags, maps.tags)
+    probs = {'segmentation': maps.probs, '+ CRF': dense_crf(view, maps.probs, crf),
+             '+ CRF, true tags': dense_crf(view, told, crf)}
+    return {title: label_at(each, size).cpu() for title, each in probs.items()}
 
 # %% ../nbs/use/figures.ipynb #7eafd703
 @torch.inference_mode()
@@ -82,25 +129,21 @@ def show_segmentation(
     low:float=.25, # of the pseudo label: at or below is background
     cam_scales:tuple=(1., .5, 1.5), # of the CAMs
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
-    flip:bool=True, # add mirror images
+    flip:bool=True, # add flips
     crf:str='lattice', # CRF engine, see `dense_crf`
     width:float=1.9 # of one panel, inches
 )->plt.Figure:
     "Image, truth, CAM, pseudo label, prediction, and prediction after the CRF, free and with the true tags"
     model.eval()
     device = next(model.parameters()).device
-    fig, axes = plt.subplots(len(items), 7, figsize=(7*width, .8*width*len(items)), squeeze=False)
+    fig, axes = _grid(items, 7, width, lines=1)
     for ax, item in zip(axes, items):
-        image, tags, size = item['image'].to(device), item['tags'].to(device), item['mask'].shape if 'mask' in item else item['image'].shape[-2:]
-        maps, _ = multi_scale_cam(model, image[None], cam_scales, flip)
-        found = predict_maps(model, image, scales, flip)
-        view = F.interpolate(image[None], found.probs.shape[-2:], mode='bilinear', align_corners=False)[0]
-        show_map(ax[0], item['image'], title=', '.join(n for n, t in zip(model.names, item['tags']) if t))
+        image, tags = item['image'].to(device), item['tags'].to(device)
+        size = item['mask'].shape if 'mask' in item else image.shape[-2:]
+        show_map(ax[0], item['image'], title=_tag_names(model.names, item['tags']))
         if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        ax[1].axis('off')
-        show_mask(ax[2], cam_to_label(maps, tags[None], threshold, threshold)[0].cpu(), f'CAM > {threshold}')
-        show_mask(ax[3], refine_labels(PAR(), 255*image[None], maps, tags[None], high, low)[0].cpu(), 'pseudo label')
-        for a, probs, title in [(ax[4], found.probs, 'segmentation'), (ax[5], dense_crf(view, found.probs, crf), '+ CRF'),
-                                (ax[6], dense_crf(view, limit_to_tags(found.probs, tags, found.tags), crf), '+ CRF, true tags')]: show_mask(a, label_at(probs, size).cpu(), title)
+        labels = _cam_labels(model, image, tags, cam_scales, flip, threshold, high, low)
+        labels |= _segmentations(model, image, tags, size, scales, flip, crf)
+        for panel, (title, label) in zip(ax[2:], labels.items()): show_mask(panel, label, title)
     fig.tight_layout()
     return fig
