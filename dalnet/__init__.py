@@ -12,7 +12,7 @@ from importlib import import_module
 FIRST_NAMES = dict(
     Predictor='inference',
     train='training',
-    TrainConfig='config', PRESETS='config',
+    TrainConfig='settings', PRESETS='config',
     Checkpoint='checkpoint',
     DALNet='model',
     open_dataset='data',

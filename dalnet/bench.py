@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import v2
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import InputError
 from .dataset import ImageDataset
 from .tagged import CHECK_FILES, TaggedImageDataset

@@ -8,12 +8,12 @@ __all__ = ['build_text', 'build_model', 'param_groups', 'open_data', 'training_d
 # %% ../nbs/train/build.ipynb #9a51213c
 from collections.abc import Callable
 from pathlib import Path
-from .config import TrainConfig
 from .core import InputError, first_line
 from .data import dataset_kind, open_dataset
 from .dataset import ImageDataset
 from .encoder import Encoder
 from .model import DALNet
+from .settings import TrainConfig
 from .text import TextEmbeddings, encode_text
 from .transforms import TrainTransform
 

@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .build import build_model
-from .config import TrainConfig, config_from, differences
+from .config import config_from, differences
 from .core import InputError, first_line
 from .model import DALNet
+from .settings import TrainConfig
 from .text import TextEmbeddings
 
 # %% ../nbs/train/checkpoint.ipynb #0fce6ae9

@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import matplotlib
 from .checkpoint import Checkpoint
-from .config import PRESETS, TrainConfig
+from .config import PRESETS
+from .settings import TrainConfig
 from .data import open_dataset
 from .evaluation import SegScores, evaluate_cams, evaluate_segmentation, nan_as_null
 from .shapes import make_shapes

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .build import open_data
 from .cam import multi_scale_cam
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import IGNORE, write_whole
 from .crf import dense_crf
 from .dataset import ImageDataset

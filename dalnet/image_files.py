@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from .core import InputError
 from .images import IMAGE_SUFFIXES
-from .readers import TarMember, tar_images
+from .archives import TarMember, tar_images
 
 # %% ../nbs/use/image_files.ipynb #013347e3
 def _same_file(a, b):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from .cam import normalize_cam
 from .checkpoint import Checkpoint, has_segmentation
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import InputError
 from .crf import check_engine, dense_crf
 from .images import load_image, to_rgb

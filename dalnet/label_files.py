@@ -25,7 +25,7 @@ from .images import load_image, save_mask, upright_size
 from .inference import PATIENCE, Predictor, check_scales
 from .processes import (
     all_gather, barrier, explain_lost_rank, is_main, progress, resolve_device, shard, world_size)
-from .readers import TarMember
+from .archives import TarMember
 from .refine import PAR, refine_labels
 from .transforms import EvalTransform
 

@@ -11,8 +11,8 @@ import argparse, errno, json, os, signal, sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from fastcore.docments import docments
-from .config import PRESETS, TrainConfig, config_from, read_config
+from .config import PRESETS, config_from, read_config
+from .settings import TrainConfig, setting_docs
 from .core import InputError
 
 # %% ../nbs/use/options.ipynb #f4799be1
@@ -90,7 +90,7 @@ def add_config_options(
     parser:argparse.ArgumentParser # gets one option for each field of TrainConfig
 ):
     "Every field of `TrainConfig` as an option, its docment as help"
-    docs = docments(TrainConfig)
+    docs = setting_docs()
     for field in fields(TrainConfig):
         names = dict.fromkeys((f'--{field.name}', f'--{field.name.replace("_", "-")}'))
         bare = dict(nargs='?', const=True) if field.type is bool else {}         # --skip-bad is --skip-bad true

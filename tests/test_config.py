@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomlkit
-from fastcore.docments import docments
 from dalnet.build import build_model, build_text, open_data
 from dalnet.checkpoint import Checkpoint, has_segmentation
-from dalnet.config import FREE, PRESETS, TrainConfig, config_from, config_toml, differences, read_config, write_config
+from dalnet.config import FREE, PRESETS, config_from, config_toml, differences, read_config, write_config
 from dalnet.core import InputError
+from dalnet.settings import TrainConfig, setting_docs
 from dalnet.transforms import EvalTransform
 
 KINDS = {kind: [f.name for f in fields(TrainConfig) if f.type is kind] for kind in (bool, int, float, str, tuple, dict)}
@@ -50,7 +50,7 @@ def file_error(path, content, *words):
 
 def test_every_field_has_a_known_kind():
     assert sorted(sum(KINDS.values(), [])) == sorted(f.name for f in fields(TrainConfig))
-    docs = docments(TrainConfig)
+    docs = setting_docs()
     assert not [f.name for f in fields(TrainConfig) if not docs[f.name]]
 
 
@@ -248,7 +248,7 @@ def test_anything_round_trips(tmp_path):
 
 
 def test_a_written_file_teaches_its_reader(tmp_path):
-    text, docs = config_toml(PRESETS['voc_mini']), docments(TrainConfig)
+    text, docs = config_toml(PRESETS['voc_mini']), setting_docs()
     for f in fields(TrainConfig): assert f'# {docs[f.name]}\n' in text, f.name
     assert 'iterations = 1200 # optimisation steps\n' in text and tomlkit.parse(text).unwrap()['iterations'] == 1200
 
