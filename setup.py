@@ -18,7 +18,9 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=['dalnet', 'dalnet.*']), include_package_data=True, zip_safe=False,
     install_requires=cfg['requirements'].split(), extras_require=extras, package_data={'dalnet': ['py.typed']},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Intended Audience :: Developers', 'Programming Language :: Python :: 3'],
 )

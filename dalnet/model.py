@@ -242,7 +242,7 @@ def losses(
         if weights['inter']: terms['inter'] = F.multilabel_soft_margin_loss(out.inter_logits, tags)
         if weights['im']: terms['im'] = gia_loss(out.cls, *text, tags, cross, similarity)
         if weights['ex']:
-            terms['ex'] = lea_loss(out.patch_fg, out.patch_bg, *text, tags, lam, tau, cross, tag_reduce)
+            terms['ex'] = lea_loss(out.patch_fg, out.patch_bg, *text, tags, lam, tau, cross, tag_reduce, similarity)
         if weights['local'] and out.local is not None:
             terms['local'] = local_loss(out.local, out.inside, *text, tags, cross, similarity)
         if weights['ptc'] and pseudo: terms['ptc'] = ptc_loss(out.patch, pseudo.patch, pairs)

@@ -5,7 +5,7 @@ from PIL import Image
 from dalnet.coco import COCODataset
 from dalnet.core import InputError
 from dalnet.tagged import TaggedImageDataset
-from test_bad_data import coco, mine, one_line, picture, runs, state, table
+from test_bad_data import coco, mine, one_line, picture, runs, state, table  # noqa: F401 (mine is a fixture)
 from test_cli import command
 
 

@@ -111,7 +111,8 @@ def test_lea(seed, cross, tag_reduce, similarity):
 
 def soft_margin(logits, tags):
     sigmoid = lambda x: 1/(1 + math.exp(-x))
-    terms = [y*math.log(sigmoid(x)) + (1 - y)*math.log(1 - sigmoid(x)) for row, ys in zip(logits, tags) for x, y in zip(row, ys)]
+    terms = [y*math.log(sigmoid(x)) + (1 - y)*math.log(1 - sigmoid(x))
+             for row, ys in zip(logits, tags) for x, y in zip(row, ys)]
     return -sum(terms)/len(terms)
 
 
@@ -127,12 +128,14 @@ def test_classification_terms():
 @pytest.mark.parametrize('seed', range(3))
 def test_ptc(seed):
     g = torch.Generator().manual_seed(seed)
-    patch, label = torch.randn(2, 5, 3, 4, generator=g), torch.tensor([0, 1, 4, 255])[torch.randint(0, 4, (2, 3, 4), generator=g)]
+    patch = torch.randn(2, 5, 3, 4, generator=g)
+    label = torch.tensor([0, 1, 4, 255])[torch.randint(0, 4, (2, 3, 4), generator=g)]
     same, different = [], []
     for x, y in zip(patch.flatten(2).transpose(1, 2).tolist(), label.flatten(1).tolist()):
         for i in range(12):
             for j in range(12):
-                if i != j and 255 not in (y[i], y[j]): (same if y[i] == y[j] else different).append(abs(cos(x[i], x[j])))
+                if i == j or 255 in (y[i], y[j]): continue
+                (same if y[i] == y[j] else different).append(abs(cos(x[i], x[j])))
     want = .5*(1 - sum(same)/(len(same) + 1)) + .5*sum(different)/(len(different) + 1)
     assert abs(ptc_loss(patch, label).item() - want) < 1e-5
 
@@ -162,13 +165,15 @@ def slow_softmax(values):
 @pytest.mark.parametrize('seed', range(3))
 def test_seg(seed):
     g = torch.Generator().manual_seed(seed)
-    logits, label = torch.randn(2, 4, 3, 4, generator=g), torch.tensor([0, 1, 3, 255])[torch.randint(0, 4, (2, 7, 8), generator=g)]
+    logits = torch.randn(2, 4, 3, 4, generator=g)
+    label = torch.tensor([0, 1, 3, 255])[torch.randint(0, 4, (2, 7, 8), generator=g)]
     ground, things = [], []
     for image, labels in zip(logits.tolist(), label.tolist()):
         large = [slow_enlarge(o, 7, 8) for o in image]
         for y in range(7):
             for x in range(8):
-                if (c := labels[y][x]) != 255: (things if c else ground).append(-math.log(slow_softmax([o[y][x] for o in large])[c]))
+                if (c := labels[y][x]) == 255: continue
+                (things if c else ground).append(-math.log(slow_softmax([channel[y][x] for channel in large])[c]))
     want = .5*sum(ground)/len(ground) + .5*sum(things)/len(things)
     assert abs(seg_loss(logits, label).item() - want) < 1e-5
 
@@ -185,7 +190,7 @@ def slow_lattice(features, values):
         point[0] = total
         nearest = [round(x/(d + 1))*(d + 1) for x in point]
         off = round(sum(nearest)/(d + 1))
-        order = sorted(range(d + 1), key=lambda i: (point[i] - nearest[i], -i))     # those rounded up the most come first
+        order = sorted(range(d + 1), key=lambda i: (point[i] - nearest[i], -i))   # most rounded up first
         for i in (order[:off] if off > 0 else order[off:] if off < 0 else []): nearest[i] -= math.copysign(d + 1, off)
         order = sorted(range(d + 1), key=lambda i: nearest[i] - point[i])           # descending remainder
         rest = [(point[i] - nearest[i])/(d + 1) for i in order]
@@ -202,16 +207,20 @@ def slow_lattice(features, values):
         for key, w in found: table[key] = [a + w*b for a, b in zip(table.get(key, [0.]*len(v)), v)]
     zero = [0.]*len(values[0])
     for direction in range(d + 1):
-        step = lambda key, s: tuple(o + s*(1 - (d + 1)*(i == direction)) for i, o in enumerate(key))
-        table = {k: [a + .5*(b + c) for a, b, c in zip(v, table.get(step(k, 1), zero), table.get(step(k, -1), zero))] for k, v in table.items()}
+        def step(key, s, direction=direction):
+            return tuple(x + s*(1 - (d + 1)*(i == direction)) for i, x in enumerate(key))
+        around = {key: (table.get(step(key, 1), zero), table.get(step(key, -1), zero)) for key in table}
+        table = {key: [a + .5*(b + c) for a, b, c in zip(value, *around[key])] for key, value in table.items()}
     return [[sum(w*table[k][c] for k, w in found)/(1 + 2**-d) for c in range(len(zero))] for found in corners]
 
 
 @pytest.mark.parametrize('n, d', [(1, 5), (40, 5), (60, 2), (25, 1), (30, 3)])
 def test_lattice(n, d):
     g = torch.Generator().manual_seed(n)
-    features, values = torch.randn(n, d, generator=g, dtype=torch.double)*1.5, torch.rand(n, 3, generator=g, dtype=torch.double)
-    got, want = PermutohedralLattice(features).filter(values, symmetric=False), torch.tensor(slow_lattice(features.tolist(), values.tolist()), dtype=torch.double)
+    features = torch.randn(n, d, generator=g, dtype=torch.double)*1.5
+    values = torch.rand(n, 3, generator=g, dtype=torch.double)
+    got = PermutohedralLattice(features).filter(values, symmetric=False)
+    want = torch.tensor(slow_lattice(features.tolist(), values.tolist()), dtype=torch.double)
     assert (got - want).abs().max() < 1e-5
 
 
@@ -220,7 +229,8 @@ def test_dense_energy(seed):
     "Value and gradient as rloss defines them, from loops over pixels"
     g = torch.Generator().manual_seed(seed)
     H, W, K, B = 8, 12, 3, 2
-    image, roi = 255*torch.rand(B, 3, H, W, generator=g, dtype=torch.double), torch.tensor([[0, 8, 0, 12], [2, 8, 1, 10]])
+    image = 255*torch.rand(B, 3, H, W, generator=g, dtype=torch.double)
+    roi = torch.tensor([[0, 8, 0, 12], [2, 8, 1, 10]])
     label = torch.tensor([0, 1, 255])[torch.randint(0, 3, (B, H, W), generator=g)]
     logits = torch.randn(B, K, H, W, generator=g, dtype=torch.double, requires_grad=True)
     loss = DenseEnergyLoss(weight=1., sigma_rgb=80., sigma_xy=6.)(image, logits, label, roi)
@@ -231,7 +241,8 @@ def test_dense_energy(seed):
         points, S, gate, inside = [], [], [], []
         for y in range(0, H, 2):
             for x in range(0, W, 2):
-                p = [(soft[y][x][k] + soft[y + 1][x][k] + soft[y][x + 1][k] + soft[y + 1][x + 1][k])/4 for k in range(K)]
+                corners = (soft[y][x], soft[y + 1][x], soft[y][x + 1], soft[y + 1][x + 1])
+                p = [sum(corner[k] for corner in corners)/4 for k in range(K)]
                 r = float(roi[b, 0] <= y < roi[b, 1] and roi[b, 2] <= x < roi[b, 3])
                 points.append([x/2/3, y/2/3] + [image[b, c, y, x].item()/80 for c in range(3)])
                 S.append([r*o for o in p]); inside.append(r)
@@ -265,7 +276,8 @@ def slow_par(image, mask, n_iter):
             score = [t - (abs(o - image[c, y, x].item())/s/.3)**2/3 for t, o in zip(score, values)]
         weight[y, x] = [a + .01*b for a, b in zip(slow_softmax(score), near)]
     maps = {(k, y, x): mask[k, y, x].item() for k in range(len(mask)) for y in range(h) for x in range(w)}
-    for _ in range(n_iter): maps = {(k, y, x): sum(o*maps[k, v, u] for o, (v, u) in zip(weight[y, x], around[y, x])) for k, y, x in maps}
+    for _ in range(n_iter):
+        maps = {(k, y, x): sum(w*maps[k, v, u] for w, (v, u) in zip(weight[y, x], around[y, x])) for k, y, x in maps}
     return torch.tensor([[[maps[k, y, x] for x in range(w)] for y in range(h)] for k in range(len(mask))])
 
 

@@ -18,6 +18,11 @@ BOOK = tomllib.loads((ROOT/'chapters.toml').read_text())['part']
 CHAPTERS = [(part['folder'], chapter[0]) for part in BOOK for chapter in part['chapters']]
 
 
+def python(code, **options):
+    "Run code in a process of its own"
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, **options)
+
+
 def exported(folder, chapter):
     "The module that a chapter exports, or None"
     found = re.search(r'#\| default_exp (\w+)', (ROOT/f'nbs/{folder}/{chapter}.ipynb').read_text())
@@ -30,7 +35,8 @@ MODULES = {module: folder for folder, chapter in CHAPTERS if (module := exported
 def imports(module):
     "The modules of dalnet that a module imports anywhere in it"
     tree = ast.parse((ROOT/f'dalnet/{module}.py').read_text())
-    return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module}
+    return {node.module for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module}
 
 
 def test_the_book_lists_every_notebook_and_every_module():
@@ -56,25 +62,27 @@ def test_modules_import_only_what_their_part_may():
     assert graph['core'] == set() and graph['config'] == {'core', 'settings'} and 'cam' in graph['model']
 
 
-HEAVY = {'accelerate', 'matplotlib', 'open_clip', 'pandas', 'pyarrow', 'pycocotools', 'scipy', 'timm', 'torch', 'torchvision'}
+HEAVY = {'accelerate', 'matplotlib', 'open_clip', 'pandas', 'pyarrow', 'pycocotools', 'scipy', 'timm', 'torch',
+         'torchvision'}
 LOADS = {  # what `import dalnet.X` may load of these
-    '__init__': set(), 'core': {'torch'}, 'settings': {'torch'}, 'config': {'torch'},
+    '__init__': set(), 'core': set(), 'settings': set(), 'config': set(),
     'cam': {'torch'}, 'masks': {'torch'}, 'gia': {'torch'}, 'lea': {'torch'}, 'lattice': {'torch'}, 'refine': {'torch'},
-    'segment': {'torch'}, 'text': {'torch'}, 'encoder': {'torch', 'torchvision', 'timm'}, 'model': {'torch', 'torchvision', 'timm'},
+    'segment': {'torch'}, 'text': {'torch'},
+    'encoder': {'torch', 'torchvision', 'timm'}, 'model': {'torch', 'torchvision', 'timm'},
     'images': {'torch'}, 'shapes': {'torch'}, 'crf': {'torch'}}
 
 
 @pytest.mark.parametrize('module', LOADS)
 def test_a_module_loads_no_more_than_it_needs(module):
     name = 'dalnet' if module == '__init__' else f'dalnet.{module}'
-    done = subprocess.run([sys.executable, '-c', f'import sys, {name}; print(*sys.modules)'], capture_output=True, text=True)
+    done = python(f'import sys, {name}; print(*sys.modules)')
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) & HEAVY <= LOADS[module]
 
 
 def test_the_model_adds_little_to_torch_and_timm():
-    code = 'import time, torch, timm; start = time.perf_counter(); import dalnet.model; print(time.perf_counter() - start)'
-    seconds = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    code = 'import time, torch, timm; t = time.perf_counter(); import dalnet.model; print(time.perf_counter() - t)'
+    seconds = [float(python(code).stdout) for _ in range(3)]
     assert min(seconds) < 1, seconds
 
 
@@ -91,20 +99,23 @@ def test_public_names_have_one_address():
     homes = {}
     for module in MODULES:
         tree = ast.parse((ROOT/f'dalnet/{module}.py').read_text())
-        names = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '__all__')
+        names = next(ast.literal_eval(node.value) for node in tree.body
+                     if isinstance(node, ast.Assign) and node.targets[0].id == '__all__')
         for name in names: homes.setdefault(name, []).append(module)
     assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
 def cells(notebook):
     "The sources of a notebook's code cells, and their outputs"
-    return [(''.join(cell['source']), cell['outputs']) for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code']
+    code = (cell for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code')
+    return [(''.join(cell['source']), cell['outputs']) for cell in code]
 
 
 @pytest.mark.parametrize('folder, chapter', CHAPTERS)
 def test_cells_are_short_and_seen_and_asserted(folder, chapter):
     found = cells(ROOT/f'nbs/{folder}/{chapter}.ipynb')
-    long = [line for source, _ in found for line in source.splitlines() if len(line) > 120]
+    long = [line for source, _ in found for line in source.splitlines()
+            if len(line) > 120 and not line.startswith('#| fig-alt:')]
     assert not long, long[:3]
     exports = [source for source, _ in found if re.match(r'#\| exports?\b', source)]
     assert max((len(source.splitlines()) for source in exports), default=0) <= 45
@@ -120,8 +131,11 @@ def test_figures_have_alt_text(folder, chapter):
 
 
 def test_modules_fit_on_a_few_pages():
-    sizes = {module: len((ROOT/f'dalnet/{module}.py').read_text().splitlines()) for module in MODULES}
-    assert {module: size for module, size in sizes.items() if size > 330} == {}   # 300 and the notebook's cell marks
+    for module in MODULES:
+        lines = (ROOT/f'dalnet/{module}.py').read_text().splitlines()
+        assert len(lines) <= 315, f'{module}: {len(lines)} lines'         # 300, and what the export adds
+        long = [line for line in lines if len(line) > 120 and not line.startswith('__all__')]
+        assert not long, f'{module}: {long[0]}'
 
 
 def test_console_scripts_exist():
@@ -138,7 +152,7 @@ def site(tmp_path_factory):
     "The site, built in pure Python from what nbdev prepares"
     skip = shutil.ignore_patterns('.git', 'runs', '_proc', '_docs', '*.egg-info', '.venv')
     copy = shutil.copytree(ROOT, tmp_path_factory.mktemp('site')/'project', symlinks=True, ignore=skip)
-    prepare = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; print(proc_nbs())'], cwd=copy, capture_output=True, text=True)
+    prepare = python('from nbdev.serve import proc_nbs; print(proc_nbs())', cwd=copy)
     assert prepare.returncode == 0, prepare.stderr
     folder = Path(prepare.stdout.strip().splitlines()[-1])
     smalldocs = Path(sys.executable).parent/'smalldocs'

@@ -6,7 +6,7 @@ import pytest, torch
 from safetensors.torch import load_file
 from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
-from dalnet.core import IGNORE, InputError
+from dalnet.core import IGNORE
 from dalnet.encoder import read_weights
 from dalnet.model import PseudoLabels, losses, pseudo_labels, total_loss
 from dalnet.refine import PAR
