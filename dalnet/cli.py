@@ -42,9 +42,10 @@ def _train_and_score(config, args):
     "Check everything, train, and score the last checkpoint"
     from dalnet.build import training_data
     from dalnet.checkpoint import Checkpoint, has_segmentation
+    from dalnet.cost import dry_run
     from dalnet.evaluation import evaluate_cams, report_scores
     from dalnet.processes import print_rank0, resolve_device
-    from dalnet.training import dry_run, train
+    from dalnet.training import train
     device, images = resolve_device(config.device, config.timeout), training_data(config)
     if args.dry_run:
         return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in dry_run(config, images).items()))

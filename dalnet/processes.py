@@ -80,7 +80,7 @@ def print_rank0(
     if not is_main(): return
     with tqdm.external_write_mode(): print(*words, flush=True)
 
-# %% ../nbs/train/processes.ipynb #f4c35a88
+# %% ../nbs/train/processes.ipynb #8cc9216e
 def in_notebook()->bool:
     "Whether this code runs in a Jupyter kernel"
     if 'IPython' not in sys.modules: return False
@@ -102,7 +102,7 @@ def progress(
     steps, # iterable
     total:int # its length
 ): # a tqdm bar with the time left, in a terminal or a notebook and on rank 0; else `steps` itself
-    "Show progress where somebody watches"
+    "Show progress where somebody is watching"
     if is_main() and sys.stdout.isatty():
         width, height = shutil.get_terminal_size()                       # 80 x 24 where a terminal tells no size
         return tqdm(steps, total=total, leave=False, file=sys.stdout, ncols=width, nrows=height)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
-from .cam import normalize_cam
 from .core import InputError, palette, write_whole
 from .processes import in_notebook
 

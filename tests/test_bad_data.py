@@ -9,7 +9,7 @@ from dalnet.coco import COCODataset
 from dalnet.core import InputError
 from dalnet.images import save_mask
 from dalnet.tagged import TaggedImageDataset
-from dalnet.training import SampleStream
+from dalnet.batches import SampleStream
 from dalnet.transforms import TrainTransform
 from dalnet.voc import VOCDataset
 from test_cli import command, error_of

@@ -5,7 +5,7 @@ import pytest, torch
 from dalnet.bench import opening_cost, random_table
 from dalnet.data import open_dataset
 from dalnet.tagged import TaggedImageDataset
-from dalnet.training import SampleStream
+from dalnet.batches import SampleStream
 from dalnet.transforms import TrainTransform
 from test_bad_data import coco, picture, shard, state, table
 from test_cli import command

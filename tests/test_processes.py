@@ -11,7 +11,8 @@ import json, sys
 from dataclasses import replace
 from dalnet.build import build_model, build_text, param_groups, training_data
 from dalnet.config import PRESETS
-from dalnet.training import TrainStep, load_batches, start_accelerator, take_step
+from dalnet.batches import load_batches
+from dalnet.step import TrainStep, start_accelerator, take_step
 from dalnet.processes import is_main, leave_group
 import torch
 config = replace(PRESETS['demo'], data=sys.argv[1], batch_size=4, lr=1e-5, local_crops=2, local_size=32,

@@ -12,7 +12,8 @@ from dalnet.model import PseudoLabels, losses, pseudo_labels, total_loss
 from dalnet.refine import PAR
 from dalnet.text import encode_text
 from dalnet.build import build_model, build_text, training_data
-from dalnet.training import TrainStep, train
+from dalnet.step import TrainStep
+from dalnet.training import train
 from dalnet.watch import read_log
 from test_bad_data import one_line
 from test_cli import command, error_of
@@ -203,7 +204,7 @@ def test_panels_and_trackers(config):
 
 
 def test_a_tracker_that_is_not_there(config, monkeypatch):
-    monkeypatch.setattr('dalnet.training.find_spec', lambda name: None)
+    monkeypatch.setattr('dalnet.step.find_spec', lambda name: None)
     one_line(lambda: train(replace(config, trackers='tensorboard')), 'tensorboard is not installed', 'pip install')
 
 
