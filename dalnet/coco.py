@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import IGNORE, InputError, cache_folder, first_line, write_whole
 from .dataset import ImageDataset, check_classes, keep_good, read_lines
-from .images import check_image, load_mask, save_mask
+from .images import check_image, load_mask as load_png_mask, save_mask
 from .transforms import EvalTransform
 
 # %% ../nbs/data/coco.ipynb #503a642d
@@ -316,7 +316,7 @@ def _check(self:COCODataset, number, file, broken):
     if str(number) in broken: raise InputError(broken[str(number)])
     check_image(self._picture(file))
 
-# %% ../nbs/data/coco.ipynb #1a34ce5c
+# %% ../nbs/data/coco.ipynb #6a237853
 @patch
 def _picture(self:COCODataset, file):
     "Where an image is, in either style of names"
@@ -331,7 +331,7 @@ def image_path(self:COCODataset, i): return self._picture(str(self.files[i]))
 @patch
 def load_mask(self:COCODataset, i, size):
     path = self.mask_folder/f'{self.ids[i]}.png'
-    if path.is_file() or self.tags[i].any(): return load_mask(path, len(self.classes), size)
+    if path.is_file() or self.tags[i].any(): return load_png_mask(path, len(self.classes), size)
     return torch.zeros(tuple(size), dtype=torch.int64)  # an image without objects
 
 # %% ../nbs/data/coco.ipynb #5bb8608c

@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import InputError, first_line
 from .dataset import ImageDataset, keep_good, read_classes, read_lines
-from .images import check_image, check_mask, load_mask
+from .images import check_image, check_mask, load_mask as load_png_mask
 from .readers import parse_xml
 from .transforms import EvalTransform
 
@@ -290,7 +290,7 @@ def _load_sbd(path, n_classes, size):
         raise InputError(f'{path}: not one of SBD\'s class masks ({first_line(error)}); restore it') from None
     return check_mask(torch.from_numpy(np.asarray(mask).astype(np.int64)), path, n_classes, size)
 
-# %% ../nbs/data/voc.ipynb #d6e11ff4
+# %% ../nbs/data/voc.ipynb #525b0bae
 @patch
 def mask_path(self:VOCDataset,
     name:str # of an image
@@ -305,7 +305,7 @@ def mask_path(self:VOCDataset,
 @patch
 def load_mask(self:VOCDataset, i, size):
     path = self.mask_path(self.names[i])
-    load = load_mask if path.suffix == '.png' else _load_sbd
+    load = load_png_mask if path.suffix == '.png' else _load_sbd
     return load(path, len(self.classes), size)
 
 # %% ../nbs/data/voc.ipynb #61190c92
