@@ -10,37 +10,52 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import IGNORE
+from .core import IGNORE, InputError
 
 # %% ../nbs/method/01_cam.ipynb #71e14901
 def normalize_cam(
     cam:Tensor, # (B,C,H,W) activations >= 0
     min_max:bool=False # also subtract each map's minimum first, as for maps summed over scales
 )->Tensor: # (B,C,H,W) in [0,1]
-    "Divide each map by its maximum: the second half of Eq. 1"
-    if min_max: cam = cam - cam.amin((-2, -1), keepdim=True)
-    return cam/cam.amax((-2, -1), keepdim=True).clamp(min=1e-5)
+    """Divide each map by its maximum: the second half of Eq. 1
 
+        CAM_c = ReLU(A_c) / max(ReLU(A_c))    (1)
+
+    `cam` is ReLU(A_c). With `min_max`, ReLU(A_c) - min(ReLU(A_c)) takes its place.
+    """
+    if min_max: cam = cam - cam.amin((-2, -1), keepdim=True)
+    return cam/cam.amax((-2, -1), keepdim=True).clamp(min=1e-5)     # (B,C,H,W) / (B,C,1,1)
+
+# %% ../nbs/method/01_cam.ipynb #adaecf06
 def cam(
-    features:Tensor, # (B,D,h,w) patch features
-    weight:Tensor, # (C,D) or (C,D,1,1) classifier weights
+    features:Tensor, # (B,D,h,w) patch features F
+    weight:Tensor, # (C,D) or (C,D,1,1) classifier weights W
     normalize:bool=True # False leaves ReLU(A) as it is
 )->Tensor: # (B,C,h,w) in [0,1], or >= 0 if not normalised
-    "Class activation maps (Eq. 1)"
-    activation = F.relu(F.conv2d(features, weight.reshape(*weight.shape[:2], 1, 1)))
-    return normalize_cam(activation) if normalize else activation
+    """Compute class activation maps (Eq. 1)
+
+        A_c   = sum_i W[c,i] F[i]
+        CAM_c = ReLU(A_c) / max(ReLU(A_c))    (1)
+
+    F is `features`, W is `weight`; without `normalize` the result is ReLU(A_c).
+    """
+    kernel = weight.reshape(*weight.shape[:2], 1, 1)                # W, (C,D,1,1)
+    activation = F.relu(F.conv2d(features, kernel))                 # ReLU(A_c), (B,C,h,w)
+    return normalize_cam(activation) if normalize else activation   # CAM_c, (B,C,h,w)
 
 # %% ../nbs/method/01_cam.ipynb #b7247d87
 def roi_mask(
-    roi:Tensor, # (B,4) rows (y0,y1,x0,x1)
+    roi:Tensor, # (B,4) rows (y0,y1,x0,x1) in pixels
     height:int, # H
     width:int # W
 )->Tensor: # (B,H,W) bool, True inside
-    "The pixels of a padded crop that are image"
-    y, x = torch.arange(height, device=roi.device)[:, None], torch.arange(width, device=roi.device)
-    y0, y1, x0, x1 = roi[:, :, None, None].unbind(1)
-    return (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+    "Mark the pixels of a padded crop that are image"
+    y = torch.arange(height, device=roi.device)[:, None]            # (H,1)
+    x = torch.arange(width, device=roi.device)                      # (W,)
+    y0, y1, x0, x1 = roi[:, :, None, None].unbind(1)                # (B,1,1) each
+    return (y >= y0) & (y < y1) & (x >= x0) & (x < x1)              # (B,H,W)
 
+# %% ../nbs/method/01_cam.ipynb #ef7fc8c3
 def cam_to_label(
     cam:Tensor, # (B,C,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
@@ -48,33 +63,49 @@ def cam_to_label(
     low:float=.25, # at or below: background
     roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside is ignored
 )->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
-    "Pseudo label from the maps of the tagged classes, with a band of doubt between two thresholds"
-    if high < low: raise ValueError(f'high ({high}) must not be below low ({low})')
-    value, label = (cam*tags[:, :, None, None]).max(1)
-    label = label + 1
-    label[value <= high] = IGNORE
-    label[value <= low] = 0
+    "Label pixels from the maps of the tagged classes, with a band of doubt between two thresholds"
+    if high < low:
+        raise InputError(f'high: {high} must not be below low, {low}; raise high or lower low')
+    strongest, label = (cam*tags[:, :, None, None]).max(1)          # (B,H,W) each
+    label = label + 1                                               # 0 is the background
+    label[strongest <= high] = IGNORE
+    label[strongest <= low] = 0
     if roi is not None: label[~roi_mask(roi, *label.shape[1:])] = IGNORE
     return label
+
+# %% ../nbs/method/01_cam.ipynb #176a1578
+def _activate(model, image, flip, known=None):
+    "Activations of the images (B) and, behind them in the batch, of their flips (2B in all)"
+    if known is None: return model(torch.cat([image, image.flip(-1)]) if flip else image)
+    if not flip: return known
+    return tuple(torch.cat(both) for both in zip(known, model(image.flip(-1))))
+
+def _full_size(maps, size, flip):
+    "Resize activations to `size` and add those of the flips, flipped back: (2B,C,h,w) -> (B,C,H,W)"
+    maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)
+    if not flip: return maps
+    plain, flipped = maps.chunk(2)
+    return plain + flipped.flip(-1)
 
 # %% ../nbs/method/01_cam.ipynb #2fa99d29
 @torch.no_grad()
 def multi_scale_cam(
-    model:Callable, # (B,3,H,W) -> (B,C,h,w) activations >= 0, or a tuple of such; or a model with a method `activations`
+    model:Callable, # (B,3,H,W) -> (B,C,h,w) activations >= 0 or a tuple of such; or a model with a method `activations`
     x:Tensor, # (B,3,H,W) images
     scales:tuple=(1., .5, 1.5), # factors for the image's sides
-    flip:bool=True, # add the mirror image at each scale
-    known:tuple|None=None # the model's tuple for the unflipped image at scale 1, where it is at hand: not computed again
+    flip:bool=True, # add the flip at each scale
+    known:tuple|None=None # the model's tuple for `x` itself, if at hand: saves that pass
 )->Tensor|tuple: # (B,C,H,W) in [0,1], or a tuple of such
-    "Maps summed over scales and flips, then min-max normalised"
-    model, total = getattr(model, 'activations', model), None
+    "Sum maps over scales and flips, then normalise them by minimum and maximum"
+    model, size, total = getattr(model, 'activations', model), x.shape[-2:], None
     for scale in scales:
-        size = [max(1, round(o*scale)) for o in x.shape[-2:]]
-        image = x if scale == 1 else F.interpolate(x, size, mode='bilinear', align_corners=False, antialias=scale < 1)
-        if known is None or scale != 1: out = model(torch.cat([image, image.flip(-1)]) if flip else image)
-        else: out = tuple(torch.cat(o) for o in zip(known, model(image.flip(-1)))) if flip else known
-        maps = [F.interpolate(o, x.shape[-2:], mode='bilinear', align_corners=False) for o in ([out] if torch.is_tensor(out) else out)]
-        if flip: maps = [o[:len(x)] + o[len(x):].flip(-1) for o in maps]
+        image = x
+        if scale != 1:
+            smaller = [max(1, round(side*scale)) for side in size]
+            image = F.interpolate(x, smaller, mode='bilinear', align_corners=False, antialias=scale < 1)
+        out = _activate(model, image, flip, known if scale == 1 else None)
+        single = torch.is_tensor(out)
+        maps = [_full_size(each, size, flip) for each in ([out] if single else out)]
         total = maps if total is None else [a + b for a, b in zip(total, maps)]
-    total = tuple(normalize_cam(o, min_max=True) for o in total)
-    return total[0] if torch.is_tensor(out) else total
+    total = tuple(normalize_cam(each, min_max=True) for each in total)
+    return total[0] if single else total

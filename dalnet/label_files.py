@@ -24,7 +24,7 @@ from .images import IMAGE_SUFFIXES, load_image, save_mask, upright_size
 from .inference import PATIENCE, Predictor, check_scales
 from .processes import (
     all_gather, barrier, explain_lost_rank, is_main, progress, resolve_device, shard, world_size)
-from .readers import TarMember, tar_images
+from .archives import TarMember, tar_images
 from .refine import PAR, refine_labels
 from .transforms import EvalTransform
 

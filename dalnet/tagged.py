@@ -14,29 +14,80 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 from scipy import sparse
+from .archives import read_member
 from .core import InputError
 from .dataset import ImageDataset, check_classes, keep_good, read_classes
 from .images import check_image, load_mask, open_image
-from .index import build_index, open_table
-from .readers import find_source, read_member
+from .index import build_index, find_source, open_table
 from .transforms import EvalTransform
 
 # %% ../nbs/data/tagged.ipynb #e98b2c96
-class _Names(Sequence):
-    "Result names, made when they are asked for: the image's name below the root, without its suffix"
-    def __init__(self, images, kept, root): self.images, self.kept, self.root = images, kept, root
-    def __len__(self): return len(self.kept)
-    def __getitem__(self, i): return os.path.splitext(below(self.images[int(self.kept[i])].as_py(), self.root))[0]
-
 def below(
     name:str, # of an image, relative or absolute
     root:Path # folder that it must lie in
 )->str: # relative to `root`
-    "An image's name relative to the root; one that lies outside of it raises an `InputError`"
+    "An image's name relative to the root; one that lies outside raises an `InputError`"
     if not os.path.isabs(name): return name
-    for o in (root, root.resolve()):
-        if Path(name).is_relative_to(o): return str(Path(name).relative_to(o))
-    raise InputError(f'"{name}" lies outside of {root}: give the folder that holds the images (--image-root)')
+    for folder in (root, root.resolve()):
+        if Path(name).is_relative_to(folder): return str(Path(name).relative_to(folder))
+    raise InputError(f'"{name}" lies outside of {root}; give the folder that holds the images (--image-root)')
+
+class _Names(Sequence):
+    "Names of results: those of the images that are kept, below the root, without their suffix"
+    def __init__(self, images, kept, root): self.images, self.kept, self.root = images, kept, root
+
+    def __len__(self): return len(self.kept)
+
+    def __getitem__(self, i):
+        name = self.images[int(self.kept[i])].as_py()
+        return os.path.splitext(below(name, self.root))[0]
+
+# %% ../nbs/data/tagged.ipynb #31f7ca06
+def _pick_split(given, split, part, source):
+    "Which of the splits that are `given` in a source is meant; '' where there are none"
+    if split and not given:
+        raise InputError(f'{source}: there are no splits in it, "{split}" was asked for; '
+                         'leave --split out, or add a column "split"')
+    if not given: return ''
+    if not split and part == 'val': split = 'val'
+    if not split and 'train' in given: split = 'train'
+    if not split and len(given) == 1: split = given[0]
+    if split == 'val': split = next((name for name in ('val', 'validation', 'valid') if name in given), 'val')
+    if split not in given:
+        raise InputError(f'{source}: no such split "{split}"; there are {", ".join(sorted(map(repr, given)))}')
+    return split
+
+def _split_rows(table, split, part, source):
+    "The split that is meant, and the positions of its rows"
+    if table['split'].null_count == len(table):
+        return _pick_split([], split, part, source), range(len(table))
+    column = pc.fill_null(table['split'], '')
+    split = _pick_split(column.unique().to_pylist(), split, part, source)
+    return split, np.flatnonzero(pc.equal(column, split).to_numpy()).astype(np.int32)
+
+# %% ../nbs/data/tagged.ipynb #f1b47452
+def _classes_of(tags, classes):
+    "The class of each tag, by name or else by number; -1 for a tag that is no class"
+    number = {name: i for i, name in enumerate(classes)}
+    counted = {str(i): i for i in range(len(classes))}
+    return np.array([number.get(tag, counted.get(tag, -1)) for tag in tags] or [-1], np.int32)
+
+def _flat_tags(column, label):
+    "The classes of all rows, one row after another, and the (N+1,) offsets at which each row's begin"
+    chunks = [label[lists.flatten().to_numpy()] for lists in column.chunks]
+    values = np.concatenate(chunks or [np.empty(0, np.int32)])
+    offsets = np.zeros(len(column) + 1, np.int64 if len(values) > 2**31 - 1 else np.int32)
+    np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
+    return values, offsets
+
+def _tag_matrix(values, offsets, n_classes, rows):
+    "The sparse (N,C) uint8 matrix of some rows, 1 for each class however often it is named"
+    shape = len(offsets) - 1, n_classes
+    matrix = sparse.csr_matrix((np.ones(len(values), np.uint8), values, offsets), shape)
+    if len(rows) < shape[0]: matrix = matrix[rows]
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
 
 # %% ../nbs/data/tagged.ipynb #deec94df
 CHECK_FILES = 100_000  # a dataset of at most so many images looks at every file when it is opened
@@ -45,106 +96,136 @@ class TaggedImageDataset(ImageDataset):
     "Your own images with your own tags"
     def __init__(self,
         source:str|Path, # table, export, folder for each class, archive, or a glob of archives
-        split:str='', # rows to take; "" = those that `part` means, or all where no split is said
-        classes:tuple|None=None, # foreground names; None = classes.txt beside the data, else all tags in alphabetical order
+        split:str='', # rows to take; "" = those that `part` means, or all if the source has no splits
+        classes:tuple|None=None, # foreground names; None = classes.txt beside the data, else all tags, sorted
         transform=None, # image -> dict(image, roi, ...); None = `EvalTransform()`
         masks:str|Path|None=None, # folder of NAME.png; for evaluation only
         image_root:str|Path|None=None, # folder that the images' names start from; None = that of the source
         allow_untagged:bool=False, # accept images without a tag
         skip_bad:bool=False, # leave bad rows and images out, and list them in `skipped`
-        part:str='train' # what an empty `split` means where splits are said, "train" or "val"
+        part:str='train' # what an empty `split` means if there are splits, "train" or "val"
     ):
-        self.source, self.transform = source, transform or EvalTransform()
         _, what, folder = find_source(source)
-        self.root, self.mask_folder, self.masks = Path(image_root or folder), None if masks is None else Path(masks), masks is not None
-        if self.masks and not self.mask_folder.is_dir(): raise InputError(f'{masks}: no such folder of masks: check the path')
-        self.index, self.shards = build_index(source), what if isinstance(what, list) and what[0].suffix == '.tar' else []
-        self._where = f'{what}, row ' if isinstance(what, Path) and what.is_file() else None
-        about = json.loads((self.index/'about.json').read_text())
-        if about['problems'] and not skip_bad:
-            raise InputError(about['problems'][0] + (f' ({len(about["problems"]) - 1} more such rows; --skip-bad goes on without them)' if len(about['problems']) > 1 else ''))
-        self.skipped, table = list(about['problems']), open_table(self.index)
-        self.kept = self._choose(table, split, part, about['left_out'])
-        self.classes = check_classes(classes or read_classes(folder) or sorted(about['tags']), source)
-        self.tags = self._tags(table, about['tags'], skip_bad)
+        self.source, self.transform, self.root = source, transform or EvalTransform(), Path(image_root or folder)
+        self.masks, self.mask_folder = masks is not None, None if masks is None else Path(masks)
+        if self.masks and not self.mask_folder.is_dir():
+            raise InputError(f'{masks}: folder of masks not found; check the path')
+        self.shards = what if isinstance(what, list) and what[0].suffix == '.tar' else []
+        self._file = what if isinstance(what, Path) and what.is_file() else None  # its rows are named in errors
+        self.index = build_index(source)
+        self.table = open_table(self.index)
+        tags = self._choose(split, part, skip_bad)
+        self.classes = check_classes(classes or read_classes(folder) or sorted(tags), source)
+        self.tags = self._match(tags, skip_bad)
         self._connect()
-        look = np.arange(len(self.kept)) if len(self.kept) <= CHECK_FILES else np.flatnonzero(np.diff(self.tags.indptr) == 0)  # of many, those without a tag
-        good, bad = keep_good(look, lambda i: self._check(int(look[i]), allow_untagged), skip_bad)
-        if bad: self._keep(np.setdiff1d(np.arange(len(self.kept)), np.delete(look, good)), bad)
-        del table
+        self._check_all(allow_untagged, skip_bad)
         pa.default_memory_pool().release_unused()
 
-    def _keep(self, good, bad):
-        "Leave images out"
-        self.kept, self.tags, self.skipped = np.asarray(self.kept)[good], self.tags[good], self.skipped + bad
-        self._connect()
+    def image_path(self, i): return self.root/below(self._cell('image', i), self.root)
 
-    def _connect(self):
-        "Map the index into memory"
-        self.table = open_table(self.index)
-        self.names = _Names(self.table['image'], self.kept, self.root)
-
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('table', 'names')}  # another process maps it for itself
-    def __setstate__(self, state): self.__dict__.update(state); self._connect()
-
-    def _cell(self, column, i): return self.table[column][int(self.kept[i])].as_py()
-
-    def image_path(self, i):
-        return self.root/below(self._cell('image', i), self.root)
-
-    def open_image(self, i):
-        if not self.shards: return open_image(self.image_path(i))
-        shard = self.shards[self._cell('shard', i)]
-        try: data = read_member(shard, self._cell('offset', i), self._cell('size', i))
-        except OSError as e: raise InputError(f'{shard}: cannot be read ({e.strerror}): see whether it was moved') from None
-        image = open_image(f'{shard}, {self._cell("image", i)}', data)
-        image.dalnet_stamp = os.stat(shard).st_mtime_ns, self._cell('offset', i)
-        return image
-
-    def _check(self, i, allow_untagged):
-        where = f'{self._where}{self._cell("row", i)}: ' if self._where else f'{self.source}: '
-        if self.tags[i].nnz == 0 and not allow_untagged: raise InputError(f'{where}"{self._cell("image", i)}" has no tag: tag it, take it out, or allow untagged images')
-        try:
-            if not self.shards: check_image(self.image_path(i))
-        except InputError as e: raise InputError(f'{where}{e}') from None
-        if self.masks and not (path := self._mask_path(i)).is_file(): raise InputError(f'{path}: no mask for this image: add it or take the image out')
-
-    def _mask_path(self, i): return self.mask_folder/f'{self.names[i]}.png'
     def load_mask(self, i, size): return load_mask(self._mask_path(i), len(self.classes), size)
 
-# %% ../nbs/data/tagged.ipynb #f1b47452
+# %% ../nbs/data/tagged.ipynb #9b3e60f7
 @patch
-def _choose(self:TaggedImageDataset, table, split, part, left_out):
-    "Numbers of the rows of a split"
-    said = table['split'].null_count < len(table)
-    given, split = pc.fill_null(table['split'], '').unique().to_pylist() if said else [], split.lower()
-    if split and not given: raise InputError(f'{self.source}: there are no splits in it, "{split}" was asked for: leave --split out, or add a column "split"')
-    wanted = split or ('val' if given and part == 'val' else 'train' if 'train' in given else given[0] if len(given) == 1 else '')
-    if wanted == 'val': wanted = next((o for o in ('val', 'validation', 'valid') if o in given), wanted)
-    if given and wanted not in given: raise InputError(f'{self.source}: no such split "{wanted}": there are {", ".join(sorted(map(repr, given)))}')
-    rows = range(len(table)) if not given else np.flatnonzero(pc.equal(pc.fill_null(table['split'], ''), wanted).to_numpy()).astype(np.int32)
-    rows = np.setdiff1d(np.asarray(rows, np.int32), left_out) if left_out else rows
-    self.split = wanted or 'all'
-    if not len(rows): raise InputError(f'{self.source}: no images' + (f' in split "{wanted}"' if wanted else '') + ': a table needs a row for each image, a folder a folder for each class')
-    return rows
+def _choose(self:TaggedImageDataset, split, part, skip_bad):
+    "Set `split`, `kept`, the rows to use, and `skipped`; all tags of the source"
+    about = json.loads((self.index/'about.json').read_text())
+    problems, left_out = about['problems'], about['left_out']
+    if problems and not skip_bad:
+        more = f' ({len(problems) - 1} more such rows; --skip-bad skips them)' if len(problems) > 1 else ''
+        raise InputError(problems[0] + more)
+    name, self.kept = _split_rows(self.table, split.lower(), part, self.source)
+    if left_out: self.kept = np.setdiff1d(np.asarray(self.kept, np.int32), left_out)
+    if not len(self.kept):
+        where = f' in split "{name}"' if name else ''
+        raise InputError(f'{self.source}: no images{where}; '
+                         'a table needs a row for each image, a folder a folder for each class')
+    self.split, self.skipped = name or 'all', list(problems)
+    return about['tags']
+
+# %% ../nbs/data/tagged.ipynb #d5f018b6
+@patch
+def _place(self:TaggedImageDataset, row):
+    "What an error says of where an image stands: its row in a file, or its number in a folder or shards"
+    return f'{self._file}, row {row}' if self._file else f'{self.source}, image {row}'
 
 @patch
-def _tags(self:TaggedImageDataset, table, tags, skip_bad):
-    "The sparse (N,C) matrix, in the order of the classes"
-    number, column = {c: i for i, c in enumerate(self.classes)}, table['tags']
-    counted = {str(i): i for i in range(len(number))}
-    label = np.array([number.get(o, counted.get(o, -1)) for o in tags] or [-1], np.int32)
-    values = np.concatenate([label[o.flatten().to_numpy()] for o in column.chunks] or [np.empty(0, np.int32)])
-    offsets = np.zeros(len(table) + 1, np.int64 if len(values) > 2**31 - 1 else np.int32)
-    np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
-    if len(values) and values.min() < 0:
-        wrong = np.intersect1d(np.searchsorted(offsets, np.flatnonzero(values < 0), 'right') - 1, self.kept)
-        name = lambda i: next(tags[o] for o in column[i].as_py() if label[o] < 0)
-        lines = [f'{self._where or f"{self.source}, image "}{table["row"][int(i)].as_py()}: unknown class "{name(int(i))}": known are {", ".join(self.classes)[:300]}' for i in (wrong if skip_bad else wrong[:1])]
-        if lines and not skip_bad: raise InputError(lines[0])
-        self.kept, self.skipped, values = np.setdiff1d(self.kept, wrong), self.skipped + lines, values.clip(0)
+def _match(self:TaggedImageDataset, tags, skip_bad):
+    "The sparse (N,C) matrix of the rows that are kept, in the order of the classes"
+    label = _classes_of(tags, self.classes)
+    values, offsets = _flat_tags(self.table['tags'], label)
+    unknown = np.flatnonzero(values < 0)
+    if len(unknown):
+        wrong, lines = np.intersect1d(np.searchsorted(offsets, unknown, 'right') - 1, self.kept), []
+        for i in wrong.tolist():
+            name = next(tags[number] for number in self.table['tags'][i].as_py() if label[number] < 0)
+            lines.append(f'{self._place(self.table["row"][i].as_py())}: unknown class "{name}"; '
+                         f'known are {", ".join(self.classes)[:300]}')
+            if not skip_bad: raise InputError(lines[0])
+        self.kept, self.skipped = np.setdiff1d(self.kept, wrong), self.skipped + lines
         if not len(self.kept): raise InputError(lines[0])
-    matrix = sparse.csr_matrix((np.ones(len(values), np.uint8), values, offsets), (len(table), len(self.classes)))
-    if len(self.kept) < len(table): matrix = matrix[self.kept]
-    matrix.sum_duplicates(); matrix.data[:] = 1
-    return matrix
+        values = values.clip(0)
+    return _tag_matrix(values, offsets, len(self.classes), self.kept)
+
+# %% ../nbs/data/tagged.ipynb #72e4ba90
+@patch
+def _mask_path(self:TaggedImageDataset, i): return self.mask_folder/f'{self.names[i]}.png'
+
+@patch
+def _check(self:TaggedImageDataset, i, allow_untagged):
+    "Raise an `InputError` if something is wrong with an image"
+    where = self._place(self._cell('row', i))
+    if self.tags[i].nnz == 0 and not allow_untagged:
+        raise InputError(f'{where}: "{self._cell("image", i)}" has no tag; '
+                         'tag it, take it out, or allow untagged images')
+    try:
+        if not self.shards: check_image(self.image_path(i))
+    except InputError as error: raise InputError(f'{where}: {error}') from None
+    if self.masks and not self._mask_path(i).is_file():
+        raise InputError(f'{self._mask_path(i)}: no mask for this image; add it or take the image out')
+
+# %% ../nbs/data/tagged.ipynb #1c4d7ea9
+@patch
+def _check_all(self:TaggedImageDataset, allow_untagged, skip_bad):
+    "Look at every image, or at those without a tag if there are too many; leave bad ones out, or stop at the first"
+    look = np.arange(len(self.kept))
+    if len(look) > CHECK_FILES: look = np.flatnonzero(np.diff(self.tags.indptr) == 0)
+    good, bad = keep_good(look, lambda i: self._check(int(look[i]), allow_untagged), skip_bad)
+    if bad:
+        rest = np.setdiff1d(np.arange(len(self.kept)), np.delete(look, good))
+        self.kept, self.tags, self.skipped = np.asarray(self.kept)[rest], self.tags[rest], self.skipped + bad
+        self._connect()
+
+# %% ../nbs/data/tagged.ipynb #b12f6ce8
+@patch
+def _connect(self:TaggedImageDataset):
+    "Map the index into memory"
+    self.table = open_table(self.index)
+    self.names = _Names(self.table['image'], self.kept, self.root)
+
+@patch
+def __getstate__(self:TaggedImageDataset):
+    return {name: value for name, value in self.__dict__.items() if name not in ('table', 'names')}
+
+@patch
+def __setstate__(self:TaggedImageDataset, state):
+    self.__dict__.update(state)
+    self._connect()
+
+# %% ../nbs/data/tagged.ipynb #a94e3c17
+@patch
+def _cell(self:TaggedImageDataset, column, i): return self.table[column][int(self.kept[i])].as_py()
+
+@patch
+def open_image(self:TaggedImageDataset,
+    i:int # image
+): # PIL image, its header read; to be closed
+    "Open an image, in its folder or in its shard"
+    if not self.shards: return open_image(self.image_path(i))
+    shard, offset = self.shards[self._cell('shard', i)], self._cell('offset', i)
+    try: data = read_member(shard, offset, self._cell('size', i))
+    except OSError as error:
+        raise InputError(f'{shard}: cannot be read ({error.strerror}); check whether it was moved') from None
+    image = open_image(f'{shard}, {self._cell("image", i)}', data)
+    image.dalnet_stamp = os.stat(shard).st_mtime_ns, offset
+    return image

@@ -6,12 +6,15 @@
 __all__ = ['READABLE', 'make_prompts', 'TextEmbeddings', 'encode_text']
 
 # %% ../nbs/method/03_text.ipynb #416685c7
-import hashlib, os
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 import torch.nn.functional as F
-from .core import InputError, first_line
+from fastcore.basics import patch
+from .core import InputError, cache_folder, first_line, write_whole
 
 # %% ../nbs/method/03_text.ipynb #0c003c47
 READABLE = dict(diningtable='dining table', pottedplant='potted plant', tvmonitor='tv monitor')
@@ -22,9 +25,11 @@ def make_prompts(
     overrides:dict|None=None # class name -> the words to use instead, e.g. {"mouse": "computer mouse"}
 )->list[str]: # one prompt for each name
     "Fill the template with readable class names"
-    if (unknown := [o for o in overrides or {} if o not in names]): raise InputError(f'prompt for "{unknown[0]}": there is no such class: known are {", ".join(names)[:300]}')
+    for name in overrides or {}:
+        if name not in names:
+            raise InputError(f'prompts: "{name}": there is no such class; choose from {", ".join(names)[:300]}')
     words = READABLE | (overrides or {})
-    return [template.format(words.get(o, o).replace('_', ' ')) for o in names]
+    return [template.format(words.get(name, name).replace('_', ' ')) for name in names]
 
 # %% ../nbs/method/03_text.ipynb #d9ab81f6
 @dataclass
@@ -39,97 +44,135 @@ class TextEmbeddings:
     def __post_init__(self):
         "Check the shapes against each other, and normalise"
         self.names, self.prompts = tuple(map(str, self.names)), tuple(map(str, self.prompts))
-        if self.fg.ndim != 2 or len(self.fg) != len(self.names) or len(self.prompts) != len(self.names):
-            raise InputError(f'{self.source}: {len(self.names)} class names, {len(self.prompts)} prompts and fg of shape {tuple(self.fg.shape)} do not agree: make the text file again')
-        if self.bg.shape != (1, self.fg.shape[1]):
-            raise InputError(f'{self.source}: fg is {self.fg.shape[1]} wide, bg has shape {tuple(self.bg.shape)}, expected (1, {self.fg.shape[1]}): make the text file again')
+        n, shape = len(self.names), tuple(self.fg.shape)
+        if len(shape) != 2 or shape[0] != n or len(self.prompts) != n:
+            raise InputError(f'{self.source}: {n} class names, {len(self.prompts)} prompts and fg of shape {shape} '
+                             'do not agree; write the text file again')
+        if self.bg.shape != (1, shape[1]):
+            raise InputError(f'{self.source}: fg is {shape[1]} wide, bg has shape {tuple(self.bg.shape)}, '
+                             f'expected (1, {shape[1]}); write the text file again')
         if not (torch.isfinite(self.fg).all() and torch.isfinite(self.bg).all()):
-            raise InputError(f'{self.source}: the embeddings hold NaN or infinite numbers: make the text file again')
+            raise InputError(f'{self.source}: the embeddings hold NaN or infinity; write the text file again')
         self.fg, self.bg = F.normalize(self.fg.float(), dim=-1), F.normalize(self.bg.float(), dim=-1)
 
-    def select(self,
-        names:tuple # class names in the order that is wanted
-    )->'TextEmbeddings':
-        "The embeddings of a dataset's classes, in its order"
-        missing = [o for o in names if o not in self.names]
-        if missing or len(names) != len(self.names):
-            what = f'no embedding for class "{missing[0]}"' if missing else f'{len(self.names)} classes, the data has {len(names)}'
-            raise InputError(f'{self.source}: {what}: give the text file of this dataset, or encode its classes')
-        rows = [self.names.index(o) for o in names]
-        return TextEmbeddings(names, [self.prompts[i] for i in rows], self.fg[rows], self.bg, self.source)
+# %% ../nbs/method/03_text.ipynb #9d302083
+@patch
+def select(
+    self:TextEmbeddings,
+    names:tuple # class names in the order of the dataset
+)->TextEmbeddings:
+    "Put the embeddings in a dataset's class order"
+    missing = [name for name in names if name not in self.names]
+    what = f'{len(self.names)} classes, the data has {len(names)}'
+    if missing: what = f'no embedding for class "{missing[0]}"'
+    if missing or len(names) != len(self.names):
+        raise InputError(f'{self.source}: {what}; give the text file of this dataset, or encode its classes')
+    rows = [self.names.index(name) for name in names]
+    return TextEmbeddings(names, [self.prompts[row] for row in rows], self.fg[rows], self.bg, self.source)
 
-    def save(self,
-        path:str|Path # .npz to write; NumPy adds the ending if it is missing
-    ):
-        "Write an .npz of plain arrays"
-        np.savez(path, names=np.array(self.names), prompts=np.array(self.prompts), fg=self.fg.numpy(), bg=self.bg.numpy(), source=np.array(self.source))
+# %% ../nbs/method/03_text.ipynb #afd13b94
+@patch
+def save(
+    self:TextEmbeddings,
+    path:str|Path # .npz to write; the ending is added if it is missing
+):
+    "Write an .npz of plain arrays"
+    path = Path(path)
+    if not path.name.endswith('.npz'): path = path.with_name(path.name + '.npz')
+    arrays = dict(names=np.array(self.names), prompts=np.array(self.prompts),
+                  fg=self.fg.numpy(), bg=self.bg.numpy(), source=np.array(self.source))
+    write_whole(path, partial(np.savez, **arrays))
 
-    @classmethod
-    def load(cls,
-        path:str|Path # .npz with names, prompts, fg (C,T) and bg (1,T)
-    )->'TextEmbeddings':
-        "Read an .npz; nothing in it is executed"
-        try:
-            with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-            fg, bg = (torch.from_numpy(arrays[k].astype(np.float32)) for k in ('fg', 'bg'))
-            names, prompts = arrays['names'], arrays['prompts']
-        except KeyError as e: raise InputError(f'{path}: the array {e.args[0]} is missing: a text file holds names, prompts, fg and bg') from None
-        except Exception as e: raise InputError(f'{path}: not a text file ({first_line(e)}): give an .npz written by TextEmbeddings.save') from None
-        try: return cls(names, prompts, fg, bg, str(arrays.get('source', Path(path).name)))
-        except InputError as e: raise InputError(f'{path}: {e}') from None
+# %% ../nbs/method/03_text.ipynb #74992fec
+def _read_arrays(path):
+    "The arrays of a text file by name, `fg` and `bg` as float32 tensors"
+    if not Path(path).is_file():
+        raise InputError(f'{path}: file not found; give an .npz written by TextEmbeddings.save')
+    try:
+        with np.load(path, allow_pickle=False) as file: arrays = {name: file[name] for name in file.files}
+        for name in ('fg', 'bg'):
+            if name in arrays: arrays[name] = torch.from_numpy(arrays[name].astype(np.float32))
+    except Exception as e:
+        raise InputError(f'{path}: not a text file ({first_line(e)}); '
+                         'give an .npz written by TextEmbeddings.save') from None
+    for name in ('fg', 'bg', 'names', 'prompts'):
+        if name not in arrays:
+            raise InputError(f'{path}: the array {name} is missing; a text file holds names, prompts, fg and bg')
+    return arrays
+
+# %% ../nbs/method/03_text.ipynb #d0130f46
+@patch(cls_method=True)
+def load(
+    cls:TextEmbeddings,
+    path:str|Path # .npz with names, prompts, fg (C,T) and bg (1,T)
+)->TextEmbeddings:
+    "Read an .npz; nothing in it is executed"
+    arrays = _read_arrays(path)
+    source = str(arrays.get('source', Path(path).name))
+    try: return cls(arrays['names'], arrays['prompts'], arrays['fg'], arrays['bg'], source)
+    except InputError as e: raise InputError(f'{path}: {e}') from None
+
+# %% ../nbs/method/03_text.ipynb #20362ab2
+def _hash_vectors(prompts, width):
+    "One pseudo-random unit vector for each prompt, the same on every machine -> (n,width)"
+    seeds = [list(hashlib.sha256(prompt.encode()).digest()) for prompt in prompts]
+    rows = np.array([np.random.default_rng(seed).standard_normal(width) for seed in seeds])
+    return F.normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
 
 # %% ../nbs/method/03_text.ipynb #33c4ff7f
-def _hash_vectors(prompts, width):
-    "One pseudo-random unit vector for each prompt, the same on every machine"
-    rows = [np.random.default_rng(list(hashlib.sha256(o.encode()).digest())).standard_normal(width) for o in prompts]
-    return F.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=-1)
+def _load_clip(model, pretrained):
+    "An open_clip model, with the activation that its weights were trained with"
+    import open_clip
+    tag = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(model, pretrained) or {}
+    try:
+        return open_clip.create_model(model, pretrained=pretrained, require_pretrained=True,
+                                      force_quick_gelu=bool(tag.get('quick_gelu')))
+    except Exception as e:
+        raise InputError(
+            f'text encoder {model} / {pretrained}: the weights cannot be loaded ({first_line(e)}); '
+            'give a local checkpoint (pretrained=FILE, --text-pretrained FILE; OpenAI\'s needs the model '
+            'ViT-B-16-quickgelu), or ready embeddings (TextEmbeddings.load("FILE.npz"), --text FILE.npz)') from None
 
 @torch.inference_mode()
 def _clip_vectors(prompts, model, pretrained):
-    "Encode prompts with an open_clip text tower"
+    "Encode prompts with an open_clip text tower -> (n,T) unit rows"
     import open_clip
-    pretrained = str(pretrained)
-    tag = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(model, pretrained) or {}
-    try: clip = open_clip.create_model(model, pretrained=pretrained, force_quick_gelu=bool(tag.get('quick_gelu')), require_pretrained=True)
-    except Exception as e:
-        raise InputError(f'text encoder {model} / {pretrained}: the weights cannot be loaded ({first_line(e)}): give a local checkpoint '
-                         '(pretrained=FILE, --text-pretrained FILE; OpenAI\'s needs the model ViT-B-16-quickgelu), or ready embeddings '
-                         '(TextEmbeddings.load("FILE.npz"), --text FILE.npz)') from None
+    clip = _load_clip(model, str(pretrained))
     tokens = open_clip.get_tokenizer(model)(list(prompts))
     return F.normalize(clip.eval().encode_text(tokens).float(), dim=-1)
 
 # %% ../nbs/method/03_text.ipynb #c5945bc9
 def _cache_file(cache, model, pretrained, prompt):
-    "Where the vector of one prompt is kept; a local checkpoint is known by path and time of change"
-    path = Path(str(pretrained))
-    weights = f'{path.resolve()}:{path.stat().st_mtime_ns}' if path.is_file() else pretrained
-    return Path(cache)/f'{hashlib.sha256(repr((model, str(weights), prompt)).encode()).hexdigest()[:24]}.npy'
+    "Where the vector of one prompt is kept; a local checkpoint is known by its path and time of change"
+    path, weights = Path(str(pretrained)), pretrained
+    if path.is_file(): weights = f'{path.resolve()}:{path.stat().st_mtime_ns}'
+    key = repr((model, str(weights), prompt))
+    return Path(cache)/f'{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy'
 
 def _encode_cached(prompts, model, pretrained, cache):
     "Vectors of the prompts, encoding only those that are not on disk yet"
-    files = [_cache_file(cache, model, pretrained, o) for o in prompts]
-    if (todo := [i for i, o in enumerate(files) if not o.is_file()]):
-        vectors = _clip_vectors([prompts[i] for i in todo], model, pretrained)
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        for i, vector in zip(todo, vectors):
-            part = files[i].with_suffix(f'.{os.getpid()}')
-            with part.open('wb') as f: np.save(f, vector.numpy())
-            os.replace(part, files[i])  # whole or not at all
-    return torch.stack([torch.from_numpy(np.load(o)) for o in files])
+    files = [_cache_file(cache, model, pretrained, prompt) for prompt in prompts]
+    missing = [i for i, file in enumerate(files) if not file.is_file()]
+    if missing:
+        vectors = _clip_vectors([prompts[i] for i in missing], model, pretrained)
+        for i, vector in zip(missing, vectors): write_whole(files[i], partial(np.save, arr=vector.numpy()))
+    return torch.stack([torch.from_numpy(np.load(file)) for file in files])
 
+# %% ../nbs/method/03_text.ipynb #2c51278f
 def encode_text(
     names:list[str], # class names, background left out
     model:str='ViT-B-16', # open_clip architecture, or "hash" for the stand-in
     pretrained:str|Path='openai', # open_clip tag or local checkpoint
     template:str='a photo of {}', # prompt, Section 3.3
     overrides:dict|None=None, # class name -> words to use in its prompt
-    cache:str|Path|None=None # folder of known vectors; None = ~/.cache/dalnet/text
+    cache:str|Path|None=None # folder of known vectors; None = `cache_folder("text")`, which heeds $DALNET_CACHE
 )->TextEmbeddings: # fg (C,T), bg (1,T)
     "Embed class names and \"background\" with CLIP's frozen text encoder (Section 3.3)"
     prompts = make_prompts(names, template, overrides)
     everything = prompts + [template.format('background')]
-    if model == 'hash': vectors, source = _hash_vectors(everything, 512), 'hash: a deterministic stand-in, not CLIP'
+    if model == 'hash':
+        vectors, source = _hash_vectors(everything, 512), 'hash: a deterministic stand-in, not CLIP'
     else:
-        vectors = _encode_cached(everything, model, pretrained, cache or Path.home()/'.cache/dalnet/text')
+        vectors = _encode_cached(everything, model, pretrained, cache or cache_folder('text'))
         source = f'open_clip {model} / {Path(str(pretrained)).name}'
     return TextEmbeddings(names, prompts, vectors[:-1], vectors[-1:], source)

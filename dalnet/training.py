@@ -20,8 +20,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from fastcore.basics import patch
 from torch import nn
 from .build import build_model, build_text, param_groups, training_data
+from .cam import normalize_cam
 from .checkpoint import Checkpoint, check_same, numbered
 from .config import FREE, TrainConfig
 from .core import InputError, first_line
@@ -41,35 +43,45 @@ def poly_lr(
     warmup:int=1500, # iterations of warm-up
     warmup_lr:float=1e-6, # learning rate at iteration 0
     power:float=.9 # of the decay
-)->float:
-    "Linear warm-up, then polynomial decay (Section 4.2)"
+)->float: # learning rate of this iteration
+    "Linear warm-up, then polynomial decay: lr*(1 - t/T)**power (Section 4.2)"
     if iteration < warmup: return warmup_lr + (lr - warmup_lr)*iteration/warmup
     return lr*max(0., 1 - iteration/total)**power
 
 # %% ../nbs/train/training.ipynb #148f07d7
+def _seed(*numbers): return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
 class SampleStream(torch.utils.data.Dataset):
     "The k-th training sample: image order and augmentation are functions of (seed, k)"
     def __init__(self,
         dataset:torch.utils.data.Dataset, # the images
         seed:int, # of the run
-        skip_bad:bool=False # take the next image for one that doesn't decode, and say so in the item's `skipped`
-    ): self.dataset, self.seed, self.skip_bad, self._order = dataset, seed, skip_bad, (None, None)
+        skip_bad:bool=False # replace an image that cannot be decoded by the next; the item's `skipped` says so
+    ):
+        self.dataset, self.seed, self.skip_bad = dataset, seed, skip_bad
+        self._epoch, self._order = None, None
 
     def __getitem__(self, k):
         "Item number k of the endless sequence; each epoch is a new permutation"
         epoch, i = divmod(k, len(self.dataset))
-        if self._order[0] != epoch: self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0]))
-            return self._load(i) if self.skip_bad else self.dataset[int(self._order[1][i])]
+            torch.manual_seed(_seed(self.seed, k))
+            return self._load(i) if self.skip_bad else self.dataset[int(self._order[i])]
 
-    def _load(self, i):
-        "The i-th image of the epoch, or the next that decodes"
-        skipped = []
-        for j in range(min(100, len(self.dataset))):
-            try: return self.dataset[int(self._order[1][(i + j) % len(self.dataset)])] | dict(skipped='\n'.join(skipped))
-            except InputError as e: skipped.append(str(e))
-        raise InputError(f'{len(skipped)} images in a row do not decode; the first: {skipped[0]}')
+# %% ../nbs/train/training.ipynb #02f51d6f
+@patch
+def _load(self:SampleStream, i):
+    "The i-th image of the epoch, or the next that can be decoded"
+    skipped = []
+    for j in range(min(100, len(self.dataset))):
+        try: item = self.dataset[int(self._order[(i + j) % len(self.dataset)])]
+        except InputError as e: skipped.append(str(e))
+        else: return item | dict(skipped='\n'.join(skipped))
+    raise InputError(
+        f'{len(skipped)} images in a row cannot be decoded; check the dataset and its disk; the first: {skipped[0]}')
 
 # %% ../nbs/train/training.ipynb #15c1de75
 def load_batches(
@@ -77,28 +89,50 @@ def load_batches(
     config:TrainConfig, # batch size, seed, workers
     start:int=0, # iterations done before
     pin:bool=False # page-locked memory, for a GPU
-)->torch.utils.data.DataLoader: # this process's part of each step from `start` on
+)->torch.utils.data.DataLoader: # this rank's part of each step from `start` on
     "The batches of a run"
-    n = world_size()
-    numbers = np.arange(start*config.batch_size, config.iterations*config.batch_size).reshape(-1, n, config.batch_size//n)[:, rank()]
-    return torch.utils.data.DataLoader(SampleStream(dataset, config.seed, config.skip_bad), config.batch_size//n, sampler=numbers.ravel().tolist(),
-                                       num_workers=config.workers, pin_memory=pin, worker_init_fn=leave_signals)
+    share = config.batch_size//world_size()
+    samples = np.arange(start*config.batch_size, config.iterations*config.batch_size)
+    mine = samples.reshape(-1, world_size(), share)[:, rank()]
+    return torch.utils.data.DataLoader(
+        SampleStream(dataset, config.seed, config.skip_bad), share, sampler=mine.ravel().tolist(),
+        num_workers=config.workers, pin_memory=pin, worker_init_fn=leave_signals)
 
 # %% ../nbs/train/training.ipynb #bc18fca9
+def _check_setup(config, device, n):
+    "Raise an `InputError` where the settings do not suit the device or the number of processes"
+    parts = n*config.accumulate
+    if config.batch_size % parts:
+        raise InputError(
+            f'setting batch_size: {config.batch_size} images cannot be split among {n} processes '
+            f'in {config.accumulate} parts each; choose a multiple of {parts}')
+    if config.precision == 'fp16' and device == 'cpu':
+        raise InputError('setting precision: "fp16" needs a GPU; choose "bf16" or "fp32"')
+
+def _tracker_names(config):
+    "The trackers of a run; each must be installed"
+    names = [name.strip() for name in config.trackers.split(',') if name.strip()]
+    for name in names:
+        there = find_spec(name) or (name == 'tensorboard' and find_spec('tensorboardX'))
+        if not there:
+            raise InputError(f'setting trackers: {name} is not installed; pip install {name}, or leave it out')
+    return names
+
+# %% ../nbs/train/training.ipynb #e14af7ff
 def start_accelerator(
     config:TrainConfig # device, precision, trackers, ...
 )->Accelerator:
-    "Join the processes of the run and say what cannot be, before anything is loaded"
-    device, n = resolve_device(config.device, config.timeout), world_size()
-    if config.batch_size % (n*config.accumulate): raise InputError(f'setting batch_size: {config.batch_size} images cannot be shared by {n} processes in {config.accumulate} parts each: choose a multiple of {n*config.accumulate}')
-    if config.precision == 'fp16' and device == 'cpu': raise InputError('setting precision: "fp16" needs a GPU: choose "bf16" or "fp32"')
-    trackers = [o.strip() for o in config.trackers.split(',') if o.strip()]
-    for o in trackers:
-        if not find_spec(o) and not (o == 'tensorboard' and find_spec('tensorboardX')): raise InputError(f'setting trackers: {o} is not installed: pip install {o}, or leave it out')
-    AcceleratorState._reset_state(reset_partial_state=True)               # a notebook may train more than once
-    accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no' if config.precision == 'fp32' else config.precision, log_with=trackers or None, project_dir=config.out,
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))])
-    accelerator.gradient_accumulation_steps = 1                           # `take_step` divides; an environment variable must not do so again
+    "Join the processes of the run, and check the settings that depend on the machine"
+    device = resolve_device(config.device, config.timeout)
+    _check_setup(config, device, world_size())
+    trackers = _tracker_names(config)
+    AcceleratorState._reset_state(reset_partial_state=True)              # a notebook may train more than once
+    accelerator = Accelerator(
+        cpu=device == 'cpu', mixed_precision='no' if config.precision == 'fp32' else config.precision,
+        log_with=trackers or None, project_dir=config.out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+                         InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))])
+    accelerator.gradient_accumulation_steps = 1   # `take_step` divides; an environment variable must not do so again
     return accelerator
 
 # %% ../nbs/train/training.ipynb #e2a8a473
@@ -109,65 +143,84 @@ class TrainStep(nn.Module):
         self.model, self.config, self.par = model, config, PAR()
 
     def label(self,
-        batch:dict, # image, tags, roi
+        batch:dict, # image (B,3,H,W), tags (B,C), roi (B,4)
         segment:bool, # also label pixels
-        activations:tuple|None=None # of these images at scale 1, where they are at hand
+        activations:tuple|None=None # of these images at scale 1, if they are known already
     )->PseudoLabels|None: # None where no loss needs labels
-        "What the network teaches itself"
+        "Make pseudo labels from the network's own class activation maps"
         c = self.config
         if not (segment or c.weight_ptc): return None
         if activations is None: activations = self.model.activations(batch['image'])
-        return pseudo_labels(self.model, activations, batch['image'], batch['tags'], batch['roi'], self.par if segment else None, c.pseudo_scales, c.pseudo_flip, c.high, c.low)
+        par = self.par if segment else None
+        return pseudo_labels(
+            self.model, activations, batch['image'], batch['tags'], batch['roi'], par, c.pseudo_scales, c.pseudo_flip,
+            c.high, c.low)
 
-    def forward(self,
-        batch:dict, # image, tags, roi, and with local views local and boxes
-        segment:bool, # whether the segmentation learns
-        parts:int=1, # of the step, this one included
-        pseudo:PseudoLabels|None=None, # of these images, where they are at hand
-        counts:torch.Tensor|None=None # (4,) `label_counts` of all parts, where they are at hand
-    )->tuple: # terms by name, detached; the loss; and activations, labelled pixels and segmentation logits for a panel
-        "One part of a step"
-        c = self.config
-        out = self.model(batch['image'], batch['tags'], segment, batch.get('local'), batch.get('boxes'))
-        pseudo = pseudo or self.label(batch, segment, out.activations)
-        if pseudo and parts > 1: counts = denominators(all_reduce(label_counts(pseudo)) if counts is None else counts, parts)
-        terms = losses(out, batch['tags'], c.weights, c.cross, c.lam, c.tau, c.similarity, c.tag_reduce, pseudo, counts=counts)
-        seen = out.activations[0], pseudo.pixel if segment else None, out.seg.detach() if segment else None
-        return {k: v.detach() for k, v in terms.items()}, total_loss(terms, c.weights), seen
+# %% ../nbs/train/training.ipynb #5695add3
+@patch
+def forward(self:TrainStep,
+    batch:dict, # image, tags, roi, and with local views local and boxes
+    segment:bool, # whether the segmentation head is trained
+    parts:int=1, # of the step, over all processes, this one included
+    pseudo:PseudoLabels|None=None, # of these images, if they are known already
+    counts:torch.Tensor|None=None # (4,) `label_counts` of all parts, if they are known already
+)->tuple: # terms by name, detached; the loss; and activations, labelled pixels and logits for a panel
+    "One part of a step"
+    c = self.config
+    out = self.model(batch['image'], batch['tags'], segment, batch.get('local'), batch.get('boxes'))
+    if pseudo is None: pseudo = self.label(batch, segment, out.activations)
+    if pseudo and parts > 1:
+        if counts is None: counts = all_reduce(label_counts(pseudo))
+        counts = denominators(counts, parts)
+    terms = losses(
+        out, batch['tags'], c.weights, c.cross, c.lam, c.tau, c.similarity, c.tag_reduce, pseudo, counts=counts)
+    seen = out.activations[0], pseudo.pixel if segment else None, out.seg.detach() if segment else None
+    return {name: term.detach() for name, term in terms.items()}, total_loss(terms, c.weights), seen
 
 # %% ../nbs/train/training.ipynb #74a1ea4b
 def _split(batch, parts):
     "A batch as parts of equal size"
     size = len(batch['tags'])//parts
-    return [{k: v[i*size:(i + 1)*size] for k, v in batch.items()} for i in range(parts)]
+    return [{name: value[i*size:(i + 1)*size] for name, value in batch.items()} for i in range(parts)]
 
+def _label_parts(accelerator, step, parts, segment):
+    "Pseudo labels of each part, and the counts over all parts that the losses divide by"
+    inner = accelerator.unwrap_model(step)
+    with torch.no_grad(), accelerator.autocast(): pseudo = [inner.label(part, segment) for part in parts]
+    counts = all_reduce(sum(label_counts(labels) for labels in pseudo)) if pseudo[0] else None
+    return pseudo, counts
+
+def _mean_terms(found):
+    "Means of the terms over all parts and processes, as plain numbers by name"
+    means = torch.stack([torch.stack([terms[name].double() for terms in found]).mean() for name in found[0]])
+    return dict(zip(found[0], (all_reduce(means)/world_size()).tolist()))
+
+# %% ../nbs/train/training.ipynb #bfd39023
 def take_step(
     accelerator:Accelerator, # of `start_accelerator`
     step:nn.Module, # `TrainStep`, prepared
     optimizer:torch.optim.Optimizer, # prepared
-    batch:dict, # this process's images, on its device
-    segment:bool, # whether the segmentation learns
+    batch:dict, # this rank's images, on its device
+    segment:bool, # whether the segmentation head is trained
     config:TrainConfig
-)->tuple: # terms, "total" and the gradient's norm "grad" by name, means over all processes; and what the first part saw
-    "Losses and gradients of a step; the weights are not moved yet"
-    parts, inner = _split(batch, config.accumulate), accelerator.unwrap_model(step)
-    n, pseudo, counts = len(parts)*accelerator.num_processes, [None]*len(parts), None
-    if len(parts) > 1:
-        with torch.no_grad(), accelerator.autocast(): pseudo = [inner.label(o, segment) for o in parts]
-        if pseudo[0]: counts = all_reduce(sum(map(label_counts, pseudo)))
+)->tuple: # "total", "grad" (the gradient's norm) and the terms by name, means over all ranks; what the first part saw
+    "Losses and gradients of a step; the weights do not move yet"
+    parts = _split(batch, config.accumulate)
+    pseudo, counts = [None]*len(parts), None
+    if len(parts) > 1: pseudo, counts = _label_parts(accelerator, step, parts, segment)
     optimizer.zero_grad()
     found, seen = [], None
     for i, part in enumerate(parts):
-        with accelerator.no_sync(step) if i + 1 < len(parts) else nullcontext():
-            terms, loss, view = step(part, segment, n, pseudo[i], counts)
+        last = i + 1 == len(parts)
+        with nullcontext() if last else accelerator.no_sync(step):   # ranks average the gradients once, at the end
+            terms, loss, view = step(part, segment, len(parts)*accelerator.num_processes, pseudo[i], counts)
             accelerator.backward(loss/len(parts))
         found.append(terms | dict(total=loss.detach()))
-        seen = seen or view
+        if i == 0: seen = view
     accelerator.unscale_gradients(optimizer)
-    means = torch.stack([torch.stack([o[k].double() for o in found]).mean() for k in found[0]])
-    means = all_reduce(means)/accelerator.num_processes
-    norm = torch.nn.utils.get_total_norm([p.grad for p in inner.parameters() if p.grad is not None])
-    return dict(zip(found[0], means.tolist())) | dict(grad=norm.item()), seen
+    values = _mean_terms(found)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in step.parameters() if p.grad is not None])
+    return values | dict(grad=norm.item()), seen
 
 # %% ../nbs/train/training.ipynb #f9e280c9
 class _FiniteCheck:
@@ -176,107 +229,213 @@ class _FiniteCheck:
 
     def __call__(self, values, iteration, names):
         "Whether the step may be taken"
-        wrong = [k for k, v in values.items() if not np.isfinite(v)]
+        wrong = {name: value for name, value in values.items() if not np.isfinite(value)}
         self.in_a_row = self.in_a_row + 1 if wrong else 0
-        if not wrong or (wrong == ['grad'] and self.config.precision == 'fp16' and self.in_a_row <= 30): return True  # the scaler's own business
-        what = ', '.join(f'{"the gradient" if k == "grad" else f"loss {k}"} is {values[k]}' for k in wrong)
+        if not wrong: return True
+        overflow = list(wrong) == ['grad'] and self.config.precision == 'fp16'
+        if overflow and self.in_a_row <= 30: return True                 # the scaler skips the step
+        terms = {name: 'the gradient' if name == 'grad' else f'loss {name}' for name in wrong}
+        what = ', '.join(f'{terms[name]} is {value}' for name, value in wrong.items())
         line = f'iteration {iteration}: {what}; images {", ".join(all_gather(list(names)))}'
-        if self.config.nan == 'stop': raise InputError(f'{line}: look at these images; set nan to "skip" to go on from the last checkpoint without such steps, or begin anew with a lower lr')
-        if self.in_a_row > 10: raise InputError(f'{line}: this was number {self.in_a_row} in a row: begin anew with a lower lr')
+        if self.config.nan == 'stop':
+            raise InputError(
+                f'{line}; check these images; set nan to "skip" to resume from the last checkpoint without such steps, '
+                'or restart with a lower lr')
+        if self.in_a_row > 10:
+            raise InputError(f'{line}; this was number {self.in_a_row} in a row; restart with a lower lr')
         print_rank0(f'skipped: {line}')
         return False
 
 # %% ../nbs/train/training.ipynb #4d2a01d3
 @contextmanager
-def _memory(config):
+def _explain_memory(config):
     "Say in one line that the memory is too small"
     try: yield
-    except (MemoryError, RuntimeError) as e:                                # torch.OutOfMemoryError is one
-        if 'DataLoader worker' in str(e): raise InputError(f'a process that loads images died ({first_line(e)}): if memory or /dev/shm are too small, lower workers') from None
+    except (MemoryError, RuntimeError) as e:                              # torch.OutOfMemoryError is a RuntimeError
+        if 'DataLoader worker' in str(e):
+            raise InputError(
+                f'a process that loads images died ({first_line(e)}); '
+                'if memory or /dev/shm is too small, lower workers') from None
         if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
-        raise InputError(f'out of memory with {config.batch_size//world_size()//config.accumulate} images of {config.crop} x {config.crop} at once: raise accumulate or set grad_checkpointing to true, and go on; or begin anew with precision "bf16", a smaller crop or batch_size') from None
+        images = config.batch_size//world_size()//config.accumulate
+        raise InputError(
+            f'out of memory with {images} images of {config.crop} x {config.crop} at once; raise accumulate or set '
+            'grad_checkpointing to true and resume, or restart with precision "bf16", a smaller crop or batch_size'
+        ) from None
 
-def _build(config, text, accelerator, found=None):
-    "Network and optimiser, and the state of a checkpoint to go on from"
-    torch.manual_seed(config.seed)
-    model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
-    model.encoder.grad_checkpointing = config.grad_checkpointing
-    optimizer = torch.optim.AdamW(param_groups(model, config), lr=config.lr)
-    state = Checkpoint.restore(found, model, optimizer) if found else {}
-    if config.compile: model.encoder.compile()
-    return model, optimizer, state
+# %% ../nbs/train/training.ipynb #f5fddd77
+def _prepare(config, text, accelerator, found=None):
+    "`TrainStep` and optimiser, prepared by accelerate, and the rest of a checkpoint's state"
+    with _explain_memory(config), explain_lost_rank():
+        torch.manual_seed(config.seed)
+        model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
+        model.encoder.grad_checkpointing = config.grad_checkpointing
+        optimizer = torch.optim.AdamW(param_groups(model, config), lr=config.lr)
+        state = Checkpoint.restore(found, model, optimizer) if found else {}
+        if config.compile: model.encoder.compile()
+        return *accelerator.prepare(TrainStep(model, config), optimizer), state
 
-def _to(batch, device): return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+def _to(batch, device):
+    "Move the tensors of a batch"
+    return {name: x.to(device, non_blocking=True) if torch.is_tensor(x) else x for name, x in batch.items()}
+
+def _trains_segmentation(config): return bool(config.weight_seg or config.weight_reg)
 
 # %% ../nbs/train/training.ipynb #9e5753ea
+def _first_batch(config, dataset, device):
+    "The images of the first step, without writing them to the cache of decoded images"
+    kept, dataset.decoded = dataset.decoded, None
+    batch = next(iter(load_batches(dataset, replace(config, workers=0))))
+    dataset.decoded = kept
+    return _to(batch, device)
+
+def _timed_steps(config, accelerator, step, optimizer, batch):
+    "Seconds of a step before and after the segmentation starts, and the values of the last"
+    seconds = []
+    for segment in (False, _trains_segmentation(config)):
+        for _ in range(3):
+            start = time.perf_counter()
+            values, _ = take_step(accelerator, step, optimizer, batch, segment, config)
+            optimizer.step()
+            if accelerator.device.type == 'cuda': torch.cuda.synchronize()
+            last = time.perf_counter() - start
+        seconds.append(last)
+    return seconds, values
+
+# %% ../nbs/train/training.ipynb #8af28be4
+def _disk_space(config, model):
+    "Bytes that the checkpoints of a run need, and bytes that are free; an `InputError` if that is too little"
+    weights = sum(x.numel() for x in model.state_dict().values())
+    moments = 2*sum(p.numel() for p in model.parameters())               # AdamW keeps two for each parameter
+    needed = (config.keep + 1)*4*(weights + moments)                     # one more is there while it is written
+    out = Path(config.out).resolve()
+    folder = next(path for path in (out, *out.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK): raise InputError(f'{folder}: cannot be written to; choose another out')
+    if free < needed:
+        raise InputError(
+            f'{folder}: {free/1e9:.1f} GB are free, but {config.keep + 1} checkpoints need {needed/1e9:.1f}; '
+            'free some space, choose another out, or lower keep')
+    return needed, free
+
+# %% ../nbs/train/training.ipynb #aa7e9d99
+def _describe_run(config, accelerator, dataset, text, model):
+    "What there is, as texts by name"
+    n, device = accelerator.num_processes, accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
+    images = f'{len(dataset):,} images of "{dataset.split}"'
+    return dict(
+        data=f'{images}, {len(dataset.classes)} classes, {len(dataset.skipped)} left out',
+        text=text.source,
+        encoder=f'{config.encoder}, weights: {config.pretrained}',
+        parameters=f'{sum(p.numel() for p in model.parameters())/1e6:.1f} million',
+        machine=f'{n} x {name}, {config.precision}',
+        step=f'{config.batch_size} images of {config.crop} x {config.crop} in {n*config.accumulate} parts')
+
+def _describe_cost(config, device, seconds, values, needed, free):
+    "What it costs, as texts by name"
+    gpu, before = device.type == 'cuda', min(config.seg_start, config.iterations)
+    used = torch.cuda.max_memory_allocated(device) if gpu else psutil.Process().memory_info().rss
+    hours = (before*seconds[0] + (config.iterations - before)*seconds[1])/3600
+    return dict(
+        losses=', '.join(f'{name} {value:.3g}' for name, value in values.items()),
+        memory=f'{used/1e9:.2f} GB in each process, {"of the GPU" if gpu else "all it holds"}',
+        seconds=f'{seconds[0]:.2f} a step, {seconds[1]:.2f} with segmentation, loading not counted',
+        time=f'{hours:.2f} hours for {config.iterations:,} iterations',
+        disk=f'{needed/1e9:.2f} of {free/1e9:,.1f} GB free')
+
+# %% ../nbs/train/training.ipynb #8fd36fd7
 def dry_run(
     config:TrainConfig, # every setting
-    dataset:ImageDataset|None=None # the images, where they are open already
+    dataset:ImageDataset|None=None # the images, if they are open already
 )->dict: # what there is and what it will cost: texts by name
     "Check all that a run needs, and take real steps of the largest shape, writing nothing"
     accelerator, dataset = start_accelerator(config), dataset or training_data(config)
-    text, device = build_text(config, dataset.classes), accelerator.device
-    if config.resume and (found := Checkpoint.newest(config.out, print_rank0)): check_same(found, config, text)
-    with _memory(config), explain_lost_rank():
-        model, optimizer, _ = _build(config, text, accelerator)
-        step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
-    kept, dataset.decoded = dataset.decoded, None                         # nothing is written, to the cache neither
-    batch, segments, seconds = _to(next(iter(load_batches(dataset, replace(config, workers=0)))), device), (False, bool(config.weight_seg or config.weight_reg)), {}
-    dataset.decoded = kept
-    with _memory(config), explain_lost_rank():
-        for segment in segments:
-            for _ in range(3):                                            # the last of three counts
-                start = time.perf_counter()
-                values, _ = take_step(accelerator, step, stepper, batch, segment, config)
-                stepper.step()
-                if device.type == 'cuda': torch.cuda.synchronize()
-                seconds[segment] = time.perf_counter() - start
-    before = min(config.seg_start, config.iterations)
-    hours = (before*seconds[False] + (config.iterations - before)*seconds[segments[1]])/3600
-    used = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else psutil.Process().memory_info().rss
-    size = 4*(sum(o.numel() for o in model.state_dict().values()) + 2*sum(o.numel() for o in model.parameters()))
-    folder = next(o for o in (Path(config.out).resolve(), *Path(config.out).resolve().parents) if o.is_dir())
-    free, wanted = shutil.disk_usage(folder).free, (config.keep + 1)*size
-    if not os.access(folder, os.W_OK): raise InputError(f'{folder}: cannot be written to: choose another out')
-    if free < wanted: raise InputError(f'{folder}: {free/1e9:.1f} GB are free, {config.keep + 1} checkpoints need {wanted/1e9:.1f}: make room, choose another out, or lower keep')
-    return dict(data=f'{len(dataset):,} images of "{dataset.split}", {len(dataset.classes)} classes, {len(dataset.skipped)} left out', text=f'{text.source}',
-                encoder=f'{config.encoder}, weights: {config.pretrained}', parameters=f'{sum(o.numel() for o in model.parameters())/1e6:.1f} million',
-                machine=f'{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}, {config.precision}',
-                step=f'{config.batch_size} images of {config.crop} x {config.crop} in {accelerator.num_processes*config.accumulate} parts',
-                losses=', '.join(f'{k} {v:.3g}' for k, v in values.items()), memory=f'{used/1e9:.2f} GB in each process, {"of the GPU" if device.type == "cuda" else "all it holds"}',
-                seconds=f'{seconds[False]:.2f} a step, {seconds[segments[1]]:.2f} with segmentation, loading not counted', time=f'{hours:.2f} hours for {config.iterations:,} iterations', disk=f'{wanted/1e9:.2f} of {free/1e9:,.1f} GB free')
+    text = build_text(config, dataset.classes)
+    found = Checkpoint.newest(config.out, print_rank0) if config.resume else None
+    if found: check_same(found, config, text)
+    step, optimizer, _ = _prepare(config, text, accelerator)
+    batch = _first_batch(config, dataset, accelerator.device)
+    with _explain_memory(config), explain_lost_rank():
+        seconds, values = _timed_steps(config, accelerator, step, optimizer, batch)
+    model = accelerator.unwrap_model(step).model
+    needed, free = _disk_space(config, model)
+    about = _describe_run(config, accelerator, dataset, text, model)
+    return about | _describe_cost(config, accelerator.device, seconds, values, needed, free)
 
 # %% ../nbs/train/training.ipynb #f0ab88c3
-@explain_lost_rank()
-def _where_to_start(config, text, dataset):
-    "The checkpoint to go on from, or None"
-    mine = {k: repr(v) for k, v in asdict(config).items() if k not in FREE} | dict(images=f'{len(dataset)} of them, from {dataset.names[0]} to {dataset.names[-1]}', classes=repr(text.names))
-    each = all_gather([mine])
-    if (odd := next((k for k in mine if len({o[k] for o in each}) > 1), None)): raise InputError(f'{odd}: the processes do not agree ({" and ".join(sorted({o[odd] for o in each}))[:300]}): start all with the same command and the same data')
-    out, found, again = Path(config.out), None, any(int(os.environ.get(o) or 0) for o in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
-    resume = config.resume or again                                       # what a launcher starts again is to go on
-    if resume and (found := Checkpoint.newest(out, print_rank0)): check_same(found, config, text)
-    if resume and not found and (there := numbered(out)): raise InputError(f'{out}: none of its {len(there)} checkpoints is whole: move them away, or set resume to false to begin anew')
-    barrier()
-    if len(seen := set(all_gather([str(found)]))) > 1: raise InputError(f'{out}: the processes do not see the same checkpoints there ({" and ".join(sorted(seen))}): give an out on a disk that all of them share')
-    if is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        for o in (*out.glob('panels/iter_*.png'), out/'skipped.txt') if not found else (): o.unlink(missing_ok=True)
-        if not resume:
-            for o in (*numbered(out), *numbered(out, 'best')): shutil.rmtree(o)
-    barrier()
-    if not all(all_gather([out.is_dir()])): raise InputError(f'{out}: not every process sees this folder: give an out on a disk that all of them share')
+def _check_agreement(config, text, dataset):
+    "Raise an `InputError` unless all processes have the same settings, images and classes"
+    mine = {name: repr(value) for name, value in asdict(config).items() if name not in FREE}
+    mine['images'] = f'{len(dataset)} of them, from {dataset.names[0]} to {dataset.names[-1]}'
+    mine['classes'] = repr(text.names)
+    everyone = all_gather([mine])
+    for name in mine:
+        values = sorted({settings[name] for settings in everyone})
+        if len(values) > 1:
+            raise InputError(
+                f'{name}: the processes do not agree ({" and ".join(values)[:300]}); '
+                'start all with the same command and the same data')
+
+def _may_resume(config):
+    "Whether to look for a checkpoint; a process that its launcher restarted always does"
+    restarts = [os.environ.get(name) for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')]
+    return config.resume or any(int(count or 0) for count in restarts)
+
+# %% ../nbs/train/training.ipynb #3819e53c
+def _to_resume(config, text):
+    "The newest whole checkpoint, if the run may resume from it, or None"
+    if not _may_resume(config): return None
+    found = Checkpoint.newest(config.out, print_rank0)
+    if found: check_same(found, config, text)
+    elif (damaged := numbered(config.out)):
+        raise InputError(
+            f'{config.out}: none of its {len(damaged)} checkpoints is whole; '
+            'move them away, or set resume to false to start again')
     return found
 
-class _Keeper:
+def _clear_folder(config, found):
+    "Make the folder of a run, and remove what an earlier run left there unless it is resumed"
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not found:
+        for path in (*out.glob('panels/iter_*.png'), out/'skipped.txt'): path.unlink(missing_ok=True)
+    if not _may_resume(config):
+        for folder in (*numbered(out), *numbered(out, 'best')): shutil.rmtree(folder)
+
+# %% ../nbs/train/training.ipynb #45e17d92
+@explain_lost_rank()
+def _find_start(config, text, dataset):
+    "The checkpoint to resume from, or None, and its iteration; the folder of the run is ready then"
+    _check_agreement(config, text, dataset)
+    found = _to_resume(config, text)
+    barrier()
+    views = sorted(set(all_gather([str(found)])))
+    if len(views) > 1:
+        raise InputError(
+            f'{config.out}: the processes do not see the same checkpoints there ({" and ".join(views)}); '
+            'give an out on a disk that all of them share')
+    if is_main(): _clear_folder(config, found)
+    barrier()
+    if not all(all_gather([Path(config.out).is_dir()])):
+        raise InputError(
+            f'{config.out}: not every process sees this folder; give an out on a disk that all of them share')
+    start = Checkpoint.iteration(found) if found else 0
+    if start >= config.iterations: print_rank0(f'{found}: already trained to iteration {start}')
+    elif found: print_rank0(f'resuming from {found}')
+    return found, start
+
+# %% ../nbs/train/training.ipynb #f056e983
+class _Saver:
     "Writes the checkpoints of a run, the last ones and the best"
-    def __init__(self, config, model, text, optimizer, accelerator, state):
-        self.config, self.model, self.text, self.optimizer, self.scaler, self.best = config, model, text, optimizer, accelerator.scaler, state.get('best')
-        self.out = Path(config.out)
+    def __init__(self, config, accelerator, step, optimizer, text, state):
+        self.config, self.out, self.text = config, Path(config.out), text
+        self.model, self.optimizer = accelerator.unwrap_model(step).model, optimizer
+        self.scaler, self.best = accelerator.scaler, state.get('best')
         if self.scaler and state.get('scaler'): self.scaler.load_state_dict(state['scaler'])
 
     def save(self, iteration, log):
-        "The state after `iteration`; older ones go"
+        "Write the state after `iteration`, and remove older checkpoints"
         folder = self.out/f'iter_{iteration:06d}'
         if is_main():
             state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None)
@@ -284,87 +443,103 @@ class _Keeper:
             Checkpoint.prune(self.out, self.config.keep, folder)
         return folder
 
-    def rate(self, iteration, score):
-        "Score the model; keep it if it is the best so far"
-        value = float(score(self.model))
-        self.model.train()
-        print_rank0(f'iteration {iteration}: score {value:.4f}' + (f', best so far {self.best[1]:.4f} at {self.best[0]}' if self.best else ''))
-        if np.isnan(value) or (self.best and value <= self.best[1]): return value
-        self.best = [iteration, value]
-        if is_main():
-            new = Checkpoint.save(self.out/f'best_{iteration:06d}', self.model, self.config, self.text, iteration)
-            for o in numbered(self.out, 'best'):
-                if o != new: shutil.rmtree(o)
-        return value
+# %% ../nbs/train/training.ipynb #9cc39258
+@patch
+def rate(self:_Saver, iteration, score):
+    "Score the model where it is due, and keep it if it is the best so far"
+    if not self.config.score_every or iteration % self.config.score_every: return
+    value = float(score(self.model))
+    self.model.train()
+    before = f', best so far {self.best[1]:.4f} at {self.best[0]}' if self.best else ''
+    print_rank0(f'iteration {iteration}: score {value:.4f}{before}')
+    if np.isnan(value) or (self.best and value <= self.best[1]): return
+    self.best = [iteration, value]
+    if not is_main(): return
+    new = Checkpoint.save(self.out/f'best_{iteration:06d}', self.model, self.config, self.text, iteration)
+    for folder in numbered(self.out, 'best'):
+        if folder != new: shutil.rmtree(folder)
 
 # %% ../nbs/train/training.ipynb #6145f76d
-def _draw_if_asked(config, accelerator, iteration, batch, seen):
-    "A panel of this step, where the settings want one"
-    if not is_main() or not (iteration in config.show_at or (config.show_every and iteration % config.show_every == 0)): return
+def _start_trackers(config, accelerator):
+    "Start the trackers that the settings name"
+    if not config.trackers: return
+    options = dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {}
+    try: accelerator.init_trackers('dalnet', {name: str(value) for name, value in asdict(config).items()}, options)
+    except Exception as e:
+        raise InputError(
+            f'setting trackers: {first_line(e)}; log in (wandb login), set WANDB_MODE=offline, or leave it out'
+        ) from None
+
+def _show(config, accelerator, iteration, batch, seen):
+    "Report skipped images, and draw a panel of this step where one is due"
+    if config.skip_bad: report_skipped([line for lines in batch['skipped'] for line in lines.splitlines()], config.out)
+    due = iteration in config.show_at or (config.show_every and iteration % config.show_every == 0)
+    if not (due and is_main()): return
     activations, label, seg = seen
     tags = batch['tags'][:len(activations), :, None, None]
-    strongest = (activations*tags).amax(1)
-    picture = draw_panel(batch['image'][:len(activations)], strongest/strongest.amax((1, 2), keepdim=True).clamp(min=1e-5), label, seg)
+    strongest = normalize_cam((activations*tags).amax(1))
+    picture = draw_panel(batch['image'][:len(activations)], strongest, label, seg)
     show_panel(Path(config.out)/f'panels/iter_{iteration:06d}.png', picture)
-    for o in accelerator.trackers: o.log_images({'panel': np.asarray(picture)[None]}, step=iteration, **dict(dataformats='NHWC') if o.name == 'tensorboard' else {})
+    for tracker in accelerator.trackers:
+        options = dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {}
+        tracker.log_images({'panel': np.asarray(picture)[None]}, step=iteration, **options)
 
-def _start_trackers(config, accelerator):
-    "TensorBoard below the run's folder, Weights & Biases as the user is logged in"
-    try: accelerator.init_trackers('dalnet', {k: str(v) for k, v in asdict(config).items()}, dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {})
-    except Exception as e: raise InputError(f'setting trackers: {first_line(e)}: log in (wandb login), set WANDB_MODE=offline, or leave it out') from None
+# %% ../nbs/train/training.ipynb #0391d541
+def _open_log(config, accelerator, start, state, batches):
+    "The log of rank 0; the others keep none"
+    if not is_main(): return nullcontext()
+    return Log(config.out, config.iterations, config.log_every, start, state.get('log'), batches, accelerator.log)
+
+def _leave(iteration, last, number):
+    "Stop after a signal: all ranks wait until the checkpoint is written"
+    with suppress(RuntimeError): barrier()                               # a rank that is past it may be gone already
+    if world_size() > 1: time.sleep(1)
+    raise Interrupted(
+        f'stopped by a signal; iteration {iteration} is saved in {last}; run the same command to resume', number)
 
 # %% ../nbs/train/training.ipynb #4e1d2b12
 def train(
     config:TrainConfig, # every setting
-    dataset:ImageDataset|None=None, # the images, where they are open already; None = `training_data(config)`
-    score:Callable|None=None # model -> number, higher is better; asked every `score_every` iterations
+    dataset:ImageDataset|None=None, # the images, if they are open already; None = `training_data(config)`
+    score:Callable|None=None # model -> number, higher is better; called every `score_every` iterations
 )->Path: # the last checkpoint
-    "Train DALNet on images and tags by Eq. 8, from the beginning or from where the run was stopped"
-    accelerator, out = start_accelerator(config), Path(config.out)
-    dataset = dataset or training_data(config)
+    "Train DALNet on images and tags by Eq. 8 (Section 3.5), from the start or from the newest checkpoint"
+    accelerator, dataset = start_accelerator(config), dataset or training_data(config)
     text = build_text(config, dataset.classes)
-    found = _where_to_start(config, text, dataset)
-    start = Checkpoint.iteration(found) if found else 0
-    if start >= config.iterations: print_rank0(f'{found}: trained to its end before'); return found
-    with _memory(config), explain_lost_rank():
-        model, optimizer, state = _build(config, text, accelerator, found)
-        step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
-    if found: print_rank0(f'{found}: going on from there')
-    if config.trackers: _start_trackers(config, accelerator)
-    report_skipped(dataset.skipped if is_main() else [], out)
-    keeper, check = _Keeper(config, model, text, optimizer, accelerator, state), _FiniteCheck(config)
-    batches = Timed(load_batches(dataset, config, start, accelerator.device.type == 'cuda'))
-    log = Log(out, config.iterations, config.log_every, start, state.get('log'), batches, accelerator.log) if is_main() else nullcontext()
-    with log, _memory(config), explain_lost_rank(), StopSignals() as stop:
+    found, start = _find_start(config, text, dataset)
+    if start >= config.iterations: return found
+    step, optimizer, state = _prepare(config, text, accelerator, found)
+    _start_trackers(config, accelerator)
+    report_skipped(dataset.skipped if is_main() else [], config.out)
+    saver, check = _Saver(config, accelerator, step, optimizer, text, state), _FiniteCheck(config)
+    batches = Timed(load_batches(dataset, config, start, pin=accelerator.device.type == 'cuda'))
+    log = _open_log(config, accelerator, start, state, batches)
+    with log, _explain_memory(config), explain_lost_rank(), StopSignals() as signals:
         for iteration, batch in enumerate(bar := progress(batches, config.iterations - start), start + 1):
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
-            torch.manual_seed(int(np.random.SeedSequence([config.seed, iteration, rank(), 1]).generate_state(1)[0]))
+            torch.manual_seed(_seed(config.seed, iteration, rank(), 1))
+            segment = iteration > config.seg_start and _trains_segmentation(config)
             batch = _to(batch, accelerator.device)
-            segment = iteration > config.seg_start and bool(config.weight_seg or config.weight_reg)
-            values, seen = take_step(accelerator, step, stepper, batch, segment, config)
+            values, seen = take_step(accelerator, step, optimizer, batch, segment, config)
             if check(values, iteration, batch['name']):
-                stepper.step()
-                if is_main(): log(iteration, {k: v for k, v in values.items() if np.isfinite(v)}, lr, bar)
-            elif accelerator.scaler: accelerator.scaler.update()               # fp16: forget this step's gradients
-            if config.skip_bad: report_skipped([o for line in batch['skipped'] for o in line.splitlines()], out)
-            _draw_if_asked(config, accelerator, iteration, batch, seen)
-            if score and config.score_every and iteration % config.score_every == 0: keeper.rate(iteration, score)
-            stopped = all_reduce(torch.tensor([stop.heard])).item()                # heard by any process
-            if iteration % config.save_every == 0 or iteration == config.iterations or stopped: last = keeper.save(iteration, log)
-            if stopped:
-                with suppress(RuntimeError): barrier()                        # for the checkpoint; who is through it first may be gone
-                if world_size() > 1: time.sleep(1)
-                raise Interrupted(f'stopped by a signal; iteration {iteration} is saved in {last}, the same command goes on from there', stop.heard)
+                optimizer.step()
+                if is_main(): log(iteration, values, lr, bar)
+            elif accelerator.scaler: accelerator.scaler.update()         # fp16: forget this step's gradients
+            _show(config, accelerator, iteration, batch, seen)
+            if score: saver.rate(iteration, score)
+            stopped = all_reduce(torch.tensor([signals.heard])).item()   # heard by any rank
+            if stopped or iteration == config.iterations or iteration % config.save_every == 0:
+                last = saver.save(iteration, log)
+            if stopped: _leave(iteration, last, stopped)
         barrier()
-    for o in accelerator.trackers: o.finish()
+    for tracker in accelerator.trackers: tracker.finish()
     return last
 
 # %% ../nbs/train/training.ipynb #0e15e3a2
-_ELSEWHERE = dict(PRESETS='config') # name -> the module that it lives in
+_ELSEWHERE = dict(PRESETS='config')  # name -> the module that it lives in
 
 def __getattr__(name):
-    "Find what also belongs to this chapter's contract but lives in another module"
-    if name not in _ELSEWHERE:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    "Find a name that belongs to this chapter but lives in another module"
+    if name not in _ELSEWHERE: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'dalnet.{_ELSEWHERE[name]}'), name)

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .core import InputError, first_line
 from .dataset import ImageDataset, keep_good, read_classes, read_lines
 from .images import check_image, check_mask, load_mask as load_png_mask
-from .readers import parse_xml
+from .exports import parse_xml
 from .transforms import EvalTransform
 
 # %% ../nbs/data/voc.ipynb #75a12151

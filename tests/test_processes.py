@@ -10,39 +10,52 @@ STEPS = '''
 import json, sys
 from dataclasses import replace
 from dalnet.build import build_model, build_text, param_groups, training_data
-from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
 from dalnet.training import TrainStep, load_batches, start_accelerator, take_step
 from dalnet.processes import is_main, leave_group
 import torch
-config = replace(PRESETS['demo'], data=sys.argv[1], batch_size=4, lr=1e-5, local_crops=2, local_size=32, **json.loads(sys.argv[3]))
-accelerator, data = start_engine(config), training_data(config)
+config = replace(PRESETS['demo'], data=sys.argv[1], batch_size=4, lr=1e-5, local_crops=2, local_size=32,
+                 **json.loads(sys.argv[3]))
+accelerator, data = start_accelerator(config), training_data(config)
 torch.manual_seed(0)
 model = build_model(config, build_text(config, data.classes)).train()
-optimizer = torch.optim.AdamW(param_groups(model, config), lr=1e-5)
-step, stepper = accelerator.prepare(TrainStep(model, config), optimizer)
+step, optimizer = accelerator.prepare(
+    TrainStep(model, config), torch.optim.AdamW(param_groups(model, config), lr=1e-5))
 found = []
 for number, batch in zip(range(4), load_batches(data, config)):
-    found.append(take_step(accelerator, step, stepper, batch, number > 0, config)[0])
-    stepper.step()
+    found.append(take_step(accelerator, step, optimizer, batch, number > 0, config)[0])
+    optimizer.step()
 if is_main(): open(sys.argv[2], 'w').write(json.dumps(found))
-leave()
+leave_group()
 '''
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
 def launch(n, *args, port=None, ranks=None, **more):
-    "Start a command n times (or the copies `ranks` of it) as a launcher does, without the launcher's own watching -> processes"
-    if port is None:
-        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    about = dict(os.environ, WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1', **more)
-    return [subprocess.Popen([str(o) for o in args], env=about | dict(RANK=str(i), LOCAL_RANK=str(i)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in ranks or range(n)]
+    "Start a command n times (or the copies `ranks` of it) as a launcher does, but without watching them -> processes"
+    group = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1')
+    env = os.environ | group | dict(MASTER_PORT=str(port or free_port()), OMP_NUM_THREADS='1') | more
+    return [subprocess.Popen([str(arg) for arg in args], env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for rank in ranks or range(n)]
+
+
+def wait_for_lines(path, n, seconds=120):
+    "Wait until a log holds more than n lines"
+    end = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text().count('\n') > n) and time.monotonic() < end: time.sleep(.1)
 
 
 def first_steps(data, path, n=1, **settings):
     "The values of four steps"
     processes = launch(n, sys.executable, '-c', STEPS, data, path, json.dumps(settings))
-    texts = [o.communicate(timeout=300)[0] for o in processes]
-    assert all(o.returncode == 0 for o in processes), texts
+    texts = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), texts
     return json.loads(Path(path).read_text())
 
 
@@ -50,52 +63,57 @@ def first_steps(data, path, n=1, **settings):
 def alone(shapes, tmp_path_factory): return first_steps(shapes, tmp_path_factory.mktemp('steps')/'one.json')
 
 
-@pytest.mark.parametrize('n, settings', [(2, {}), (4, {}), (1, dict(accumulate=2)), (2, dict(accumulate=2)), (1, dict(grad_checkpointing=True))])
+@pytest.mark.parametrize('n, settings', [
+    (2, {}), (4, {}), (1, dict(accumulate=2)), (2, dict(accumulate=2)), (1, dict(grad_checkpointing=True))])
 def test_a_step_is_the_same_however_it_is_spread(n, settings, shapes, alone, tmp_path):
     found = first_steps(shapes, tmp_path/'many.json', n, **settings)
-    assert list(alone[0]) == ['cls', 'inter', 'im', 'ex', 'local', 'ptc', 'total', 'grad'] and {'seg', 'reg'} <= set(alone[1])
-    for number, (a, b) in enumerate(zip(alone, found)):
-        assert a.keys() == b.keys()
-        for k in a: assert abs(a[k] - b[k]) <= 1e-5*max(1, abs(a[k])), (number, k, a[k], b[k])
+    assert list(alone[0]) == ['cls', 'inter', 'im', 'ex', 'local', 'ptc', 'total', 'grad']
+    assert {'seg', 'reg'} <= set(alone[1])
+    for number, (one, many) in enumerate(zip(alone, found)):
+        assert one.keys() == many.keys()
+        for name, value in one.items():
+            assert abs(value - many[name]) <= 1e-5*max(1, abs(value)), (number, name, value, many[name])
 
 
 def test_bfloat16_gives_nearly_the_same(shapes, alone, tmp_path):
     "Within 2% of each term (and 0.02) on the CPU; the gradient's norm within 5%"
     found = first_steps(shapes, tmp_path/'bf16.json', precision='bf16')
     assert found[0] != alone[0]
-    for a, b in zip(alone, found):
-        for k in a: assert abs(a[k] - b[k]) <= (.05 if k == 'grad' else .02)*max(1, abs(a[k])), (k, a[k], b[k])
+    for full, half in zip(alone, found):
+        for name, value in full.items():
+            share = .05 if name == 'grad' else .02
+            assert abs(value - half[name]) <= share*max(1, abs(value)), (name, value, half[name])
 
 
-RUN = ['--preset', 'demo', '--iterations', 40, '--seg-start', 2, '--batch-size', 4, '--save-every', 2, '--log-every', 1, '--eval-split', 'none']
+RUN = ['--preset', 'demo', '--iterations', 40, '--seg-start', 2, '--batch-size', 4, '--save-every', 2,
+       '--log-every', 1, '--eval-split', 'none']
 
 
-def test_one_dies_the_other_stops_and_the_job_goes_on(shapes, tmp_path):
+def test_one_dies_the_other_stops_and_the_job_resumes(shapes, tmp_path):
     args = [BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
     for killed in (1, 0):
         processes = launch(2, *args)
-        path = tmp_path/'run/log.jsonl'
-        end = time.monotonic() + 120
-        while not (path.is_file() and len(path.read_text().splitlines()) > 4 + 8*(killed == 0)) and time.monotonic() < end: time.sleep(.1)
+        wait_for_lines(tmp_path/'run/log.jsonl', 4 + 8*(killed == 0))
         processes[killed].kill()
         died = time.monotonic()
         text = processes[1 - killed].communicate(timeout=60)[0]
         assert time.monotonic() - died < 60 and processes[1 - killed].returncode == 2, text
-        assert f'process {1 - killed} of 2: another process has died or does not answer' in text and 'Traceback' not in text, text
+        assert f'process {1 - killed} of 2: another process has died or does not answer' in text, text
+        assert 'Traceback' not in text, text
     newest = Checkpoint.newest(tmp_path/'run')
-    code, text, err = command(BIN/'torchrun', '--nproc-per-node', 2, '--master-port', 29517, *args)
-    assert code == 0 and f'{newest}: going on from there' in text and text.count('40/40') == 1, (text, err)
-    code, text, err = command(BIN/'torchrun', '--nproc-per-node', 2, '--master-port', 29518, *args[:-2], '--out', tmp_path/'whole', '--eval-split', 'val')
+    torchrun = [BIN/'torchrun', '--nproc-per-node', 2, '--master-port']
+    code, text, err = command(*torchrun, 29517, *args)
+    assert code == 0 and f'resuming from {newest}' in text and text.count('40/40') == 1, (text, err)
+    code, text, err = command(*torchrun, 29518, *args[:-2], '--out', tmp_path/'whole', '--eval-split', 'val')
     assert code == 0 and text.count('IoU (%)') == 1, (text, err)
-    a, b = (load_file(tmp_path/f'{o}/iter_000040/model.safetensors') for o in ('run', 'whole'))
-    assert all(torch.equal(a[k], b[k]) for k in a)                                       # one thread each: to the bit here too
+    resumed, whole = (load_file(tmp_path/f'{name}/iter_000040/model.safetensors') for name in ('run', 'whole'))
+    assert all(torch.equal(resumed[name], whole[name]) for name in resumed)  # one thread each: to the bit here too
 
 
 def test_one_that_falls_silent(shapes, tmp_path):
     "A process that is stopped but not dead is given up after `timeout` seconds"
     processes = launch(2, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN, '--timeout', 10)
-    path, end = tmp_path/'run/log.jsonl', time.monotonic() + 120
-    while not (path.is_file() and path.read_text().count('\n') > 3) and time.monotonic() < end: time.sleep(.1)
+    wait_for_lines(tmp_path/'run/log.jsonl', 3)
     processes[1].send_signal(signal.SIGSTOP)
     try: text = processes[0].communicate(timeout=60)[0]
     finally: processes[1].kill()
@@ -104,36 +122,40 @@ def test_one_that_falls_silent(shapes, tmp_path):
 
 def test_a_signal_to_one_saves_and_stops_all(shapes, tmp_path):
     processes = launch(2, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN)
-    path, end = tmp_path/'run/log.jsonl', time.monotonic() + 120
-    while not (path.is_file() and path.read_text().count('\n') > 3) and time.monotonic() < end: time.sleep(.1)
+    wait_for_lines(tmp_path/'run/log.jsonl', 3)
     processes[1].send_signal(signal.SIGTERM)
-    texts = [o.communicate(timeout=60)[0] for o in processes]
-    assert [o.returncode for o in processes] == [143, 143] and all('the same command goes on' in o for o in texts), texts
-    found = re.search(r'iteration (\d+) is saved', texts[0])
-    assert Checkpoint.iteration(Checkpoint.newest(tmp_path/'run')) == int(found[1])
+    texts = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], texts
+    assert all('run the same command to resume' in text for text in texts), texts
+    saved = re.search(r'iteration (\d+) is saved', texts[0])
+    assert Checkpoint.iteration(Checkpoint.newest(tmp_path/'run')) == int(saved[1])
 
 
-def test_what_cannot_be_shared(shapes, tmp_path):
+def test_a_batch_that_cannot_be_split(shapes, tmp_path):
     processes = launch(3, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN)
-    texts = [o.communicate(timeout=100)[0] for o in processes]
-    assert all(o.returncode == 2 for o in processes) and all('batch_size: 4 images cannot be shared by 3 processes' in o for o in texts), texts
+    texts = [process.communicate(timeout=100)[0] for process in processes]
+    assert all(process.returncode == 2 for process in processes), texts
+    assert all('batch_size: 4 images cannot be split among 3 processes' in text for text in texts), texts
 
 
 def test_processes_must_agree(shapes, tmp_path):
     "Copies of a dataset on several machines, or commands, that are not the same"
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    one = [launch(2, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN, '--seed', seed, port=port, ranks=[seed])[0] for seed in (0, 1)]
-    texts = [o.communicate(timeout=100)[0] for o in one]
-    assert all(o.returncode == 2 for o in one) and all('seed: the processes do not agree (0 and 1)' in o for o in texts), texts
+    args, port = [BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN], free_port()
+    processes = [launch(2, *args, '--seed', seed, port=port, ranks=[seed])[0] for seed in (0, 1)]
+    texts = [process.communicate(timeout=100)[0] for process in processes]
+    assert all(process.returncode == 2 for process in processes), texts
+    assert all('seed: the processes do not agree (0 and 1)' in text for text in texts), texts
 
 
 def test_torchrun_restarts_what_was_killed(shapes, tmp_path):
-    command = [BIN/'torchrun', '--standalone', '--nproc-per-node', 2, '--max-restarts', 1, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
-    launcher = subprocess.Popen([str(o) for o in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
-    path, end = tmp_path/'run/log.jsonl', time.monotonic() + 120
-    while not (path.is_file() and path.read_text().count('\n') > 8) and time.monotonic() < end: time.sleep(.1)
-    copies = [o for o in psutil.Process(launcher.pid).children() if 'dalnet_train' in ' '.join(o.cmdline())]
+    args = [BIN/'torchrun', '--standalone', '--nproc-per-node', 2, '--max-restarts', 1,
+            BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN]
+    launcher = subprocess.Popen([str(arg) for arg in args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=os.environ | dict(OMP_NUM_THREADS='1'))
+    wait_for_lines(tmp_path/'run/log.jsonl', 8)
+    children = psutil.Process(launcher.pid).children()
+    copies = [child for child in children if 'dalnet_train' in ' '.join(child.cmdline())]
     assert len(copies) == 2
     copies[1].kill()
     text = launcher.communicate(timeout=200)[0]
-    assert launcher.returncode == 0 and ': going on from there' in text and '40/40' in text, text
+    assert launcher.returncode == 0 and 'resuming from ' in text and '40/40' in text, text

@@ -1,42 +1,165 @@
-"Promises about the project itself: the direction of imports, and that the site can be built with no broken link"
-import ast, configparser, shutil, subprocess, sys
+"Promises about the project itself: the book's one list, what a module may load, and a site without a broken link"
+import ast
+import configparser
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+import pytest
+if sys.version_info >= (3, 11): import tomllib
+else: import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-ORDER = 'images shapes transforms dataset index tagged voc coco data text encoder cam masks gia lea refine lattice segment model config processes checkpoint watch training inference evaluation figures cli'.split()
+BOOK = tomllib.loads((ROOT/'chapters.toml').read_text())['part']
+CHAPTERS = [(part['folder'], chapter[0]) for part in BOOK for chapter in part['chapters']]
 
 
-def test_modules_import_only_from_rows_above():
-    assert sorted(ORDER) == sorted(o.stem for o in (ROOT/'dalnet').glob('*.py') if not o.stem.startswith('_'))
-    every = set()
-    for i, name in enumerate(ORDER):
-        tree = ast.parse((ROOT/f'dalnet/{name}.py').read_text())
-        used = {o.module.split('.')[0] for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) and o.level == 1}
-        every |= used
-        assert used <= set(ORDER[:i]), (name, used - set(ORDER[:i]))
-    assert {'data', 'encoder', 'model', 'training'} <= every  # the test sees imports at all
+def exported(folder, chapter):
+    "The module that a chapter exports, or None"
+    found = re.search(r'#\| default_exp (\w+)', (ROOT/f'nbs/{folder}/{chapter}.ipynb').read_text())
+    return found and found[1]
+
+
+MODULES = {module: folder for folder, chapter in CHAPTERS if (module := exported(folder, chapter))}
+
+
+def imports(module):
+    "The modules of dalnet that a module imports anywhere in it"
+    tree = ast.parse((ROOT/f'dalnet/{module}.py').read_text())
+    return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module}
+
+
+def test_the_book_lists_every_notebook_and_every_module():
+    notebooks = {path.relative_to(ROOT/'nbs').with_suffix('').as_posix() for path in (ROOT/'nbs').rglob('*.ipynb')
+                 if not any(part.startswith(('.', '_')) for part in path.parts)}
+    assert notebooks == {'index', *(f'{folder}/{chapter}' for folder, chapter in CHAPTERS)}
+    assert sorted(MODULES) == sorted(path.stem for path in (ROOT/'dalnet').glob('*.py') if path.stem != '_modidx')
+
+
+def test_sidebar_table_and_readme_follow_the_book():
+    done = subprocess.run([sys.executable, ROOT/'.ci/book.py', '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_import_only_what_their_part_may():
+    graph = {module: imports(module) for module in MODULES}
+    for part in BOOK:
+        allowed = set(part.get('imports', ()))
+        for module in (module for module, folder in MODULES.items() if folder == part['folder']):
+            wrong = {name for name in graph[module] if name not in allowed and MODULES[name] not in allowed}
+            assert not wrong, f'{module} imports {wrong}'
+    assert list(TopologicalSorter(graph).static_order())                 # raises where imports go in a circle
+    assert graph['core'] == set() and graph['config'] == {'core'} and 'cam' in graph['model']
+
+
+HEAVY = {'accelerate', 'matplotlib', 'open_clip', 'pandas', 'pyarrow', 'pycocotools', 'scipy', 'timm', 'torch', 'torchvision'}
+LOADS = {  # what `import dalnet.X` may load of these
+    '__init__': set(), 'core': {'torch'}, 'config': {'torch'},
+    'cam': {'torch'}, 'masks': {'torch'}, 'gia': {'torch'}, 'lea': {'torch'}, 'lattice': {'torch'}, 'refine': {'torch'},
+    'segment': {'torch'}, 'text': {'torch'}, 'encoder': {'torch', 'torchvision', 'timm'}, 'model': {'torch', 'torchvision', 'timm'},
+    'images': {'torch'}, 'shapes': {'torch'}, 'crf': {'torch'}}
+
+
+@pytest.mark.parametrize('module', LOADS)
+def test_a_module_loads_no_more_than_it_needs(module):
+    name = 'dalnet' if module == '__init__' else f'dalnet.{module}'
+    done = subprocess.run([sys.executable, '-c', f'import sys, {name}; print(*sys.modules)'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) & HEAVY <= LOADS[module]
+
+
+def test_the_model_adds_little_to_torch_and_timm():
+    code = 'import time, torch, timm; start = time.perf_counter(); import dalnet.model; print(time.perf_counter() - start)'
+    seconds = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    assert min(seconds) < 1, seconds
+
+
+def test_first_names_are_found_where_they_live():
+    import dalnet
+    for name, module in dalnet.FIRST_NAMES.items():
+        assert getattr(dalnet, name) is getattr(importlib.import_module(f'dalnet.{module}'), name)
+    readme = (ROOT/'README.md').read_text()
+    used = {name.strip() for line in re.findall(r'^from dalnet import (.*)', readme, re.M) for name in line.split(',')}
+    assert used and used <= set(dalnet.FIRST_NAMES)
+
+
+def test_public_names_have_one_address():
+    homes = {}
+    for module in MODULES:
+        tree = ast.parse((ROOT/f'dalnet/{module}.py').read_text())
+        names = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '__all__')
+        for name in names: homes.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def cells(notebook):
+    "The sources of a notebook's code cells, and their outputs"
+    return [(''.join(cell['source']), cell['outputs']) for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code']
+
+
+@pytest.mark.parametrize('folder, chapter', CHAPTERS)
+def test_cells_are_short_and_seen_and_asserted(folder, chapter):
+    found = cells(ROOT/f'nbs/{folder}/{chapter}.ipynb')
+    long = [line for source, _ in found for line in source.splitlines() if len(line) > 120]
+    assert not long, long[:3]
+    exports = [source for source, _ in found if re.match(r'#\| exports?\b', source)]
+    assert max((len(source.splitlines()) for source in exports), default=0) <= 45
+    if exports: assert any('assert' in source or 'test_' in source for source, _ in found if source not in exports)
+    assert not any(output['output_type'] == 'error' for _, outputs in found for output in outputs)
+
+
+@pytest.mark.parametrize('folder, chapter', CHAPTERS)
+def test_figures_have_alt_text(folder, chapter):
+    without = [source.splitlines()[0] for source, outputs in cells(ROOT/f'nbs/{folder}/{chapter}.ipynb')
+               if any('image/png' in output.get('data', {}) for output in outputs) and 'fig-alt:' not in source]
+    assert not without, without
+
+
+def test_modules_fit_on_a_few_pages():
+    sizes = {module: len((ROOT/f'dalnet/{module}.py').read_text().splitlines()) for module in MODULES}
+    assert {module: size for module, size in sizes.items() if size > 330} == {}   # 300 and the notebook's cell marks
 
 
 def test_console_scripts_exist():
-    config = configparser.ConfigParser(delimiters=['=']); config.read(ROOT/'settings.ini')
+    config = configparser.ConfigParser(delimiters=['='])
+    config.read(ROOT/'settings.ini')
     import dalnet.cli
     for script in config['DEFAULT']['console_scripts'].split():
         name, target = script.split('=')
         assert callable(getattr(dalnet.cli, target.split(':')[1])) and (Path(sys.executable).parent/name).exists()
 
 
-def test_site_builds_without_broken_links(tmp_path):
-    copy = shutil.copytree(ROOT, tmp_path/'project', symlinks=True, ignore=shutil.ignore_patterns('.git', 'runs', '_proc', '_docs', '*.egg-info', '.venv'))
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site, built in pure Python from what nbdev prepares"
+    skip = shutil.ignore_patterns('.git', 'runs', '_proc', '_docs', '*.egg-info', '.venv')
+    copy = shutil.copytree(ROOT, tmp_path_factory.mktemp('site')/'project', symlinks=True, ignore=skip)
     prepare = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; print(proc_nbs())'], cwd=copy, capture_output=True, text=True)
     assert prepare.returncode == 0, prepare.stderr
     folder = Path(prepare.stdout.strip().splitlines()[-1])
-    render = subprocess.run([str(Path(sys.executable).parent/'smalldocs'), 'render', '.'], cwd=folder, capture_output=True, text=True)
+    smalldocs = Path(sys.executable).parent/'smalldocs'
+    render = subprocess.run([smalldocs, 'render', '.'], cwd=folder, capture_output=True, text=True)
     assert render.returncode == 0, render.stdout + render.stderr
-    check = subprocess.run([str(Path(sys.executable).parent/'smalldocs'), 'check', '.'], cwd=folder, capture_output=True, text=True)
+    check = subprocess.run([smalldocs, 'check', '.'], cwd=folder, capture_output=True, text=True)
+    return folder, check.stdout + check.stderr
+
+
+def test_site_has_every_chapter_and_no_broken_link(site):
+    folder, report = site
     known = ('is not read by smalldocs', 'is ignored', 'is not built', 'thing(s) to look at')  # keys meant for Quarto
-    wrong = [o for o in (check.stdout + check.stderr).splitlines() if o.strip() and not any(k in o for k in known)]
+    wrong = [line for line in report.splitlines() if line.strip() and not any(words in line for words in known)]
     assert not wrong, wrong
-    pages = {o.stem for o in folder.rglob('*.html')}
-    for notebook in ('index', '00_data', '00f_tagged', '03_cam', '08_lattice', '11_training', '12_inference', 'voc_mini'): assert notebook in pages, (notebook, pages)
-    gia = next(o for o in folder.rglob('05_gia.html')).read_text()
-    assert 'At the end of this chapter you hold' in gia and 'mathcal{L}_{im}' in gia  # the opening and its equation survive the building
+    pages = {path.stem for path in folder.rglob('*.html')}
+    assert pages >= {'index', *(chapter for _, chapter in CHAPTERS)}
+
+
+def test_site_shows_equation_and_code_of_the_method(site):
+    folder, _ = site
+    lea = next(folder.rglob('05_lea.html')).read_text()
+    assert 'At the end of this chapter you hold' in lea and 'mathcal{L}_{ex}' in lea
+    text = re.sub(r'<[^>]+>', '', lea)                                    # without the marks of syntax colours
+    assert 'def lea_loss(' in text and 'softplus' in text                 # the body, not the signature alone

@@ -1,5 +1,5 @@
 "Training where something is wrong, or odd: numbers, labels, files, settings"
-import json, os, pickle, shutil
+import json, os, pickle
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -20,7 +20,8 @@ from test_cli import command, error_of
 
 @pytest.fixture
 def config(shapes, tmp_path):
-    return replace(PRESETS['demo'], data=str(shapes), out=str(tmp_path/'run'), iterations=6, batch_size=3, seg_start=2, warmup=1, save_every=6, log_every=1)
+    return replace(PRESETS['demo'], data=str(shapes), out=str(tmp_path/'run'), iterations=6, batch_size=3,
+                   seg_start=2, warmup=1, save_every=6, log_every=1)
 
 
 class Poisoned(torch.utils.data.Dataset):
@@ -33,26 +34,36 @@ class Poisoned(torch.utils.data.Dataset):
         return item | dict(image=item['image']*float('nan')) if item['name'] in self.bad else item
 
 
+def all_numbers(out):
+    "Whether every value of a run's log is a number"
+    return all(value == value for line in read_log(out) for value in line.values())
+
+
+def panels(config): return sorted(path.name for path in Path(config.out).glob('panels/*'))
+
+
 # numbers
 
 def test_nan_stops_with_term_iteration_and_images(config):
     data = training_data(config)
-    line = one_line(lambda: train(config, Poisoned(data, data.names[4])), 'loss cls is nan', data.names[4], 'iteration ', 'a lower lr')
+    line = one_line(lambda: train(config, Poisoned(data, data.names[4])),
+                    'loss cls is nan', data.names[4], 'iteration ', 'a lower lr')
     assert line.count(', ') >= 3 and not list(Path(config.out).glob('iter_*'))
 
 
 def test_nan_is_skipped(config, capsys):
     data = training_data(config)
     last = train(replace(config, nan='skip'), Poisoned(data, data.names[4]))
-    told = capsys.readouterr().out
-    assert 1 <= told.count('skipped: iteration') < 6 and data.names[4] in told
-    assert all(o.isfinite().all() for o in load_file(last/'model.safetensors').values())
-    assert all(v == v for o in read_log(config.out) for v in o.values())
+    text = capsys.readouterr().out
+    assert 1 <= text.count('skipped: iteration') < 6 and data.names[4] in text
+    assert all(weight.isfinite().all() for weight in load_file(last/'model.safetensors').values())
+    assert all_numbers(config.out)
 
 
 def test_nan_is_not_skipped_for_ever(config):
     data = training_data(config)
-    one_line(lambda: train(replace(config, nan='skip', iterations=30), Poisoned(data, ' '.join(data.names))), 'iteration 11', 'number 11 in a row')
+    run = replace(config, nan='skip', iterations=30)
+    one_line(lambda: train(run, Poisoned(data, ' '.join(data.names))), 'iteration 11', 'number 11 in a row')
 
 
 def test_a_rate_that_is_far_too_high(config):
@@ -61,31 +72,38 @@ def test_a_rate_that_is_far_too_high(config):
 
 # odd batches
 
-@pytest.mark.parametrize('case', ['untagged', 'one image', 'all ignored', 'all background', 'all one class', 'no roi', 'empty roi'])
+@pytest.mark.parametrize('case', [
+    'untagged', 'one image', 'all ignored', 'all background', 'all one class', 'no roi', 'empty roi'])
 def test_odd_batches_have_finite_losses_and_gradients(case, config):
     data = training_data(config)
     torch.manual_seed(0)
     model = build_model(config, build_text(config, data.classes)).train()
-    item = data[0]
-    image, tags, roi = item['image'][None].repeat(1 if case == 'one image' else 2, 1, 1, 1), item['tags'][None], item['roi'][None]
-    tags, roi = (o.repeat(len(image), 1) for o in (tags, roi))
+    item, n = data[0], 1 if case == 'one image' else 2
+    image, tags, roi = item['image'].repeat(n, 1, 1, 1), item['tags'].repeat(n, 1), item['roi'].repeat(n, 1)
     if case == 'untagged': tags = torch.zeros_like(tags)
     if case == 'empty roi': roi = torch.zeros_like(roi)
     out = model(image, tags)
-    pseudo = pseudo_labels(model, out.activations, image, tags, None if case == 'no roi' else roi, PAR(), (1.,), False)
+    pseudo = pseudo_labels(
+        model, out.activations, image, tags, None if case == 'no roi' else roi, PAR(), (1.,), False)
     value = {'all ignored': IGNORE, 'all background': 0, 'all one class': 1}.get(case)
-    if value is not None: pseudo = PseudoLabels(pseudo.image, pseudo.roi, torch.full_like(pseudo.patch, value), torch.full_like(pseudo.pixel, value))
+    if value is not None:
+        labels = torch.full_like(pseudo.patch, value), torch.full_like(pseudo.pixel, value)
+        pseudo = PseudoLabels(pseudo.image, pseudo.roi, *labels)
     terms = losses(out, tags, pseudo=pseudo)
-    assert set(terms) == {'cls', 'inter', 'im', 'ex', 'ptc', 'seg', 'reg'} and all(o.isfinite() for o in terms.values()), terms
+    assert set(terms) == {'cls', 'inter', 'im', 'ex', 'ptc', 'seg', 'reg'}
+    assert all(term.isfinite() for term in terms.values()), terms
     total_loss(terms).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_untagged_images_and_a_batch_of_one_train(config, tmp_path):
-    (tmp_path/'tags.csv').write_text('image,tags\n' + ''.join(f'{o.name},{t}\n' for o, t in zip(sorted((Path(config.data)/'JPEGImages').iterdir()), ('', '', 'a', 'b;a'))))
-    run = replace(config, data=str(tmp_path/'tags.csv'), image_root=str(Path(config.data)/'JPEGImages'), allow_untagged=True, batch_size=1, iterations=8)
+    images = sorted((Path(config.data)/'JPEGImages').iterdir())
+    rows = [f'{path.name},{tags}' for path, tags in zip(images, ('', '', 'a', 'b;a'))]
+    (tmp_path/'tags.csv').write_text('\n'.join(['image,tags', *rows, '']))
+    run = replace(config, data=str(tmp_path/'tags.csv'), image_root=str(Path(config.data)/'JPEGImages'),
+                  allow_untagged=True, batch_size=1, iterations=8)
     train(run)
-    assert all(v == v for o in read_log(run.out) for v in o.values())
+    assert all_numbers(run.out)
 
 
 # precision
@@ -96,16 +114,21 @@ def test_losses_that_stay_in_float32(config):
     torch.manual_seed(0)
     step = TrainStep(build_model(config, build_text(config, data.classes)), config)
     batch, kinds = torch.utils.data.default_collate([data[i] for i in range(3)]), set()
-    step.model.encoder.vit.blocks[0].attn.qkv.register_forward_hook(lambda m, args, out: kinds.add(out.dtype))
-    step.par.register_forward_hook(lambda m, args, out: kinds.add(('par', out.dtype)))
+    attention = step.model.encoder.vit.blocks[0].attn
+    attention.qkv.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+    step.par.register_forward_hook(lambda module, args, out: kinds.add(('par', out.dtype)))
     with torch.autocast('cpu', torch.bfloat16): terms, loss, seen = step(batch, True)
-    assert kinds == {torch.bfloat16, ('par', torch.float32)} and {o.dtype for o in terms.values()} == {torch.float32} == {loss.dtype} and seen[0].dtype == torch.float32
+    assert kinds == {torch.bfloat16, ('par', torch.float32)}
+    assert {term.dtype for term in terms.values()} == {torch.float32} == {loss.dtype}
+    assert seen[0].dtype == torch.float32
 
 
 def test_compiled_encoder_gives_the_same(config):
-    a, b = (train(replace(config, iterations=2, save_every=2, batch_size=2, compile=o, out=f'{config.out}_{o}')) for o in (False, True))
-    a, b = (load_file(o/'model.safetensors') for o in (a, b))
-    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=4e-3) for k in a)     # lr 0.001, two steps of Adam
+    few = replace(config, iterations=2, save_every=2, batch_size=2)
+    plain, compiled = (load_file(train(replace(few, compile=value, out=f'{config.out}_{value}'))/'model.safetensors')
+                       for value in (False, True))
+    assert plain.keys() == compiled.keys()
+    for name in plain: assert torch.allclose(plain[name], compiled[name], atol=4e-3)     # lr 0.001, two steps of Adam
 
 
 def test_fp16_needs_a_gpu(config):
@@ -132,36 +155,50 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, config):
 
 def test_a_checkpoint_is_data_only(config):
     last = train(replace(config, iterations=1))
-    assert {o.suffix for o in last.iterdir()} == {'.safetensors', '.json'}
+    assert {path.suffix for path in last.iterdir()} == {'.safetensors', '.json'}
 
 
-@pytest.mark.parametrize('change, words', [(lambda o: o.update(names=[*o['names'][:-1], 'unicorn']), 'unicorn'), (lambda o: o['config'].update(width=64), 'project_image.weight'),
-                                           (lambda o: o['config'].update(lr='fast'), 'lr'), (lambda o: o['config'].update(surprise=1), 'surprise')])
+def other_name(about): about.update(names=[*about['names'][:-1], 'unicorn'])
+def other_width(about): about['config'].update(width=64)
+def word_for_number(about): about['config'].update(lr='fast')
+def unknown_setting(about): about['config'].update(surprise=1)
+
+
+@pytest.mark.parametrize('change, words', [
+    (other_name, 'unicorn'), (other_width, 'project_image.weight'), (word_for_number, 'lr'),
+    (unknown_setting, 'surprise')])
 def test_a_checkpoint_that_does_not_fit(change, words, config):
-    last = train(replace(config, iterations=2, save_every=2))
+    run = replace(config, iterations=2, save_every=2)
+    last = train(run)
     about = json.loads((last/'config.json').read_text())
     change(about)
     (last/'config.json').write_text(json.dumps(about))
-    if words == 'unicorn': one_line(lambda: train(replace(config, iterations=2, save_every=2)), 'unicorn')
+    if words == 'unicorn': one_line(lambda: train(run), 'unicorn')
     else: one_line(lambda: Checkpoint.load(last), words)
 
 
 # watching
 
 def test_dry_run_tells_the_plan_and_writes_nothing(shapes, tmp_path):
-    code, text, err = command('dalnet_train', '--data', shapes, '--preset', 'demo', '--out', tmp_path/'run', '--dry-run')
-    assert code == 0 and all(o in text for o in ('18 images', '6 classes', 'million', 'GB', 'hours for 130 iterations', 'seg ')) and not (tmp_path/'run').exists(), (text, err)
-    assert 'nowhere' in error_of('dalnet_train', '--data', tmp_path/'nowhere', '--preset', 'demo', '--out', tmp_path/'run', '--dry-run')
-    assert 'none.npz' in error_of('dalnet_train', '--data', shapes, '--preset', 'demo', '--text', tmp_path/'none.npz', '--dry-run')
+    out = ['--out', tmp_path/'run', '--dry-run']
+    code, text, err = command('dalnet_train', '--data', shapes, '--preset', 'demo', *out)
+    assert code == 0 and not (tmp_path/'run').exists(), (text, err)
+    for words in ('18 images', '6 classes', 'million', 'GB', 'hours for 130 iterations', 'seg '):
+        assert words in text, (text, err)
+    assert 'nowhere' in error_of('dalnet_train', '--data', tmp_path/'nowhere', '--preset', 'demo', *out)
+    no_text = ['--data', shapes, '--preset', 'demo', '--text', tmp_path/'none.npz', '--dry-run']
+    assert 'none.npz' in error_of('dalnet_train', *no_text)
 
 
 def test_panels_and_trackers(config):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     train(replace(config, trackers='tensorboard', show_every=3, show_at=(1,)))
-    assert sorted(o.name for o in Path(config.out).glob('panels/*')) == ['iter_000001.png', 'iter_000003.png', 'iter_000006.png']
-    events = EventAccumulator(str(Path(config.out)/'dalnet'), size_guidance=dict(images=0)); events.Reload()
-    assert [o.step for o in events.Scalars('cls')] == [1, 2, 3, 4, 5, 6] and [o.step for o in events.Images('panel')] == [1, 3, 6]
+    assert panels(config) == ['iter_000001.png', 'iter_000003.png', 'iter_000006.png']
+    events = EventAccumulator(str(Path(config.out)/'dalnet'), size_guidance=dict(images=0))
+    events.Reload()
+    assert [event.step for event in events.Scalars('cls')] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Images('panel')] == [1, 3, 6]
     assert abs(events.Scalars('total')[5].value - read_log(config.out)[5]['total']) < 1e-4
 
 
@@ -171,12 +208,14 @@ def test_a_tracker_that_is_not_there(config, monkeypatch):
 
 
 def test_settings_as_a_file(shapes, tmp_path):
-    code, text, _ = command('dalnet_train', '--preset', 'demo', '--data', shapes, '--iterations', 2, '--batch-size', 2, '--out', tmp_path/'run', '--save-config', tmp_path/'run.toml')
-    assert code == 0 and 'iterations = 2' in (tmp_path/'run.toml').read_text() and not (tmp_path/'run').exists(), text
-    code, text, err = command('dalnet_train', '--config', tmp_path/'run.toml', '--eval-split', 'none', '--save-every', 1, '--keep', 1)
-    assert code == 0 and [o.name for o in (tmp_path/'run').glob('iter_*')] == ['iter_000002'], err
-    (tmp_path/'run.toml').write_text('preset = "demo"\niteratons = 3\n')
-    assert 'iterations' in error_of('dalnet_train', '--config', tmp_path/'run.toml')
+    file = tmp_path/'run.toml'
+    code, text, _ = command('dalnet_train', '--preset', 'demo', '--data', shapes, '--iterations', 2, '--batch-size', 2,
+                            '--out', tmp_path/'run', '--save-config', file)
+    assert code == 0 and 'iterations = 2' in file.read_text() and not (tmp_path/'run').exists(), text
+    code, text, err = command('dalnet_train', '--config', file, '--eval-split', 'none', '--save-every', 1, '--keep', 1)
+    assert code == 0 and [path.name for path in (tmp_path/'run').glob('iter_*')] == ['iter_000002'], err
+    file.write_text('preset = "demo"\niteratons = 3\n')
+    assert 'iterations' in error_of('dalnet_train', '--config', file)
 
 
 @pytest.mark.parametrize('accumulate', [2, 4])
@@ -190,10 +229,12 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(config):
     last = train(run)
     (last/'model.safetensors').write_bytes(b'torn')
     (Path(config.out)/'.part-1-log.jsonl').write_text('{')
-    whole = Path(config.out)/'iter_000002'
-    Checkpoint.save(whole, *(lambda m: (m, run, build_text(run, m.names)))(build_model(run, build_text(run, training_data(run).classes))), 2)
+    whole, text = Path(config.out)/'iter_000002', build_text(run, training_data(run).classes)
+    model = build_model(run, text)
+    Checkpoint.save(whole, model, run, build_text(run, model.names), 2)
     Checkpoint.prune(config.out, 1, whole)
-    assert sorted(o.name for o in Path(config.out).iterdir()) == ['iter_000002', 'iter_000006', 'log.jsonl'] and Checkpoint.newest(config.out) == whole
+    names = sorted(path.name for path in Path(config.out).iterdir())
+    assert names == ['iter_000002', 'iter_000006', 'log.jsonl'] and Checkpoint.newest(config.out) == whole
 
 
 def test_only_its_own_panels_go(shapes, tmp_path):
@@ -201,10 +242,11 @@ def test_only_its_own_panels_go(shapes, tmp_path):
     (tmp_path/'panels').mkdir()
     for name in ('mine.png', 'iter_000001.png'): (tmp_path/f'panels/{name}').touch()
     train(replace(PRESETS['demo'], data=shapes, iterations=1, out=tmp_path))
-    assert [o.name for o in (tmp_path/'panels').iterdir()] == ['mine.png']
+    assert [path.name for path in (tmp_path/'panels').iterdir()] == ['mine.png']
 
 
 def test_a_score_that_is_no_number_is_not_the_best(shapes, tmp_path):
     scores = iter([.5, float('nan'), .4])
-    train(replace(PRESETS['demo'], data=shapes, iterations=3, score_every=1, seg_start=9, out=tmp_path), score=lambda model: next(scores))
-    assert [o.name for o in tmp_path.glob('best_*')] == ['best_000001']
+    run = replace(PRESETS['demo'], data=shapes, iterations=3, score_every=1, seg_start=9, out=tmp_path)
+    train(run, score=lambda model: next(scores))
+    assert [path.name for path in tmp_path.glob('best_*')] == ['best_000001']
