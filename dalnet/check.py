@@ -7,7 +7,8 @@ __all__ = ['tag_lines', 'check_voc', 'check_coco', 'check_tagged']
 
 # %% ../nbs/use/check.ipynb #71728508
 from pathlib import Path
-from .coco import coco_report, find_coco, render_masks
+from .coco import coco_report, find_coco
+from .coco_annotations import render_masks
 from .core import InputError
 from .data import open_dataset
 from .dataset import ImageDataset, read_everything, tag_problems, tag_statistics

@@ -17,7 +17,7 @@ from scipy import sparse
 from .archives import read_member
 from .core import InputError
 from .dataset import ImageDataset, check_classes, keep_good, read_classes
-from .images import check_image, load_mask, open_image
+from .images import check_image, load_mask as load_png_mask, open_image as open_file
 from .index import build_index, find_source, open_table
 from .transforms import EvalTransform
 
@@ -123,7 +123,7 @@ class TaggedImageDataset(ImageDataset):
 
     def image_path(self, i): return self.root/below(self._cell('image', i), self.root)
 
-    def load_mask(self, i, size): return load_mask(self._mask_path(i), len(self.classes), size)
+    def load_mask(self, i, size): return load_png_mask(self._mask_path(i), len(self.classes), size)
 
 # %% ../nbs/data/tagged.ipynb #9b3e60f7
 @patch
@@ -221,11 +221,11 @@ def open_image(self:TaggedImageDataset,
     i:int # image
 ): # PIL image, its header read; to be closed
     "Open an image, in its folder or in its shard"
-    if not self.shards: return open_image(self.image_path(i))
+    if not self.shards: return open_file(self.image_path(i))
     shard, offset = self.shards[self._cell('shard', i)], self._cell('offset', i)
     try: data = read_member(shard, offset, self._cell('size', i))
     except OSError as error:
         raise InputError(f'{shard}: cannot be read ({error.strerror}); check whether it was moved') from None
-    image = open_image(f'{shard}, {self._cell("image", i)}', data)
+    image = open_file(f'{shard}, {self._cell("image", i)}', data)
     image.dalnet_stamp = os.stat(shard).st_mtime_ns, offset
     return image
