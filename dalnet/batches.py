@@ -9,7 +9,7 @@ __all__ = ['seed_from', 'SampleStream', 'load_batches']
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import InputError
 from .dataset import ImageDataset
 from .processes import rank, world_size

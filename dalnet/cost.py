@@ -14,7 +14,7 @@ import torch
 from .batches import load_batches
 from .build import build_text, training_data
 from .checkpoint import Checkpoint, check_same
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import InputError
 from .dataset import ImageDataset
 from .processes import explain_lost_rank, print_rank0

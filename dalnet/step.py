@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 from .build import build_model, param_groups
 from .checkpoint import Checkpoint
-from .config import TrainConfig
+from .settings import TrainConfig
 from .core import InputError, first_line
 from .model import DALNet, PseudoLabels, denominators, label_counts, losses, pseudo_labels, total_loss
 from .processes import all_gather, all_reduce, explain_lost_rank, print_rank0, resolve_device, world_size

@@ -19,7 +19,8 @@ from .batches import load_batches, seed_from
 from .build import build_text, training_data
 from .cam import normalize_cam
 from .checkpoint import Checkpoint, check_same, numbered
-from .config import FREE, TrainConfig
+from .config import FREE
+from .settings import TrainConfig
 from .core import InputError, first_line
 from .dataset import ImageDataset
 from .processes import all_gather, all_reduce, barrier, explain_lost_rank, is_main, print_rank0, progress, rank
