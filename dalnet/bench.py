@@ -57,7 +57,8 @@ def loading_speed(
     **settings # of `plain_pipeline`
 )->dict: # images a second on one core: "plain", "dalnet", and "decoded" where pictures are kept decoded
     "Compare loading with the plain pipeline, in turns, on one thread"
-    if n < 1: raise InputError(f'images must be at least 1; got {n}')
+    if n < 1:
+        raise InputError(f'images must be at least 1; got {n}')
     if getattr(dataset, 'shards', None):
         raise InputError(f'{dataset.source}: the plain pipeline reads files, not archives; measure on files')
     plain, decoded, threads = plain_pipeline(**settings), dataset.decoded, torch.get_num_threads()

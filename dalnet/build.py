@@ -32,7 +32,8 @@ def build_text(
                          'set text to "clip", or leave prompts out')
     text = TextEmbeddings.load(config.text)
     try: return text.select(names)
-    except InputError as error: raise InputError(f'{config.text}: {error}') from None
+    except InputError as error:
+        raise InputError(f'{config.text}: {error}') from None
 
 # %% ../nbs/train/build.ipynb #83a6c855
 def build_model(

@@ -220,7 +220,8 @@ def dalnet_pseudo_labels(
     about = 'Write the refined pseudo labels of a training set as palette PNGs: 0 background, 1..C, 255 ignore.'
     args = parse_options(argv, about, _pseudo_labels_options)
     from dalnet.label_files import pseudo_label_files
-    if args.processes < 1: raise InputError(f'processes must be at least 1; got {args.processes}')
+    if args.processes < 1:
+        raise InputError(f'processes must be at least 1; got {args.processes}')
     _report(*pseudo_label_files(**vars(args)), args.out)
 
 # %% ../nbs/use/cli.ipynb #e4b3279d

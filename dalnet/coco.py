@@ -39,7 +39,8 @@ def find_coco(
     if split in there: return split
     years = [name for name in there if name.rstrip('0123456789') == split]
     if len(years) == 1: return years[0]
-    if years: raise InputError(f'{root}: the split "{split}" may be {" or ".join(years)}; say which (--split)')
+    if years:
+        raise InputError(f'{root}: the split "{split}" may be {" or ".join(years)}; say which (--split)')
     advice = 'give the folder that holds annotations/ and the image folders'
     if there: advice = f'the split must be one of {", ".join(there)}'
     raise InputError(f'{root}/annotations/instances_{split}.json: file not found; {advice}')
@@ -122,7 +123,8 @@ def _listed_tags(self:COCODataset, path, files):
 @patch
 def _check(self:COCODataset, number, file, broken):
     "Raise an `InputError` if an image is missing or broken, or has a mask that could not be rendered"
-    if str(number) in broken: raise InputError(broken[str(number)])
+    if str(number) in broken:
+        raise InputError(broken[str(number)])
     check_image(self._picture(file))
 
 # %% ../nbs/data/coco.ipynb #6a237853

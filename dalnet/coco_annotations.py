@@ -58,7 +58,8 @@ def load_annotations(
     try:
         with contextlib.redirect_stdout(io.StringIO()): coco = reader.COCO(str(path))
         check_classes([coco.cats[number]['name'] for number in sorted(coco.cats)], path)
-        if not coco.imgs: raise InputError(f'{path}: no images in it; download it again')
+        if not coco.imgs:
+            raise InputError(f'{path}: no images in it; download it again')
         _check_images(path, coco.imgs)
         annotations = coco.dataset['annotations']  # not `coco.anns`, which keeps one of those with the same id
         _check_annotations(path, annotations, coco.imgs, coco.cats)
@@ -76,7 +77,8 @@ def coco_cache(
 )->Path: # another one when the file has changed; not made yet
     "The cache folder of an annotation file"
     try: stamp = path.stat()
-    except OSError: raise InputError(f'{path}: file not found; give the folder that holds annotations/') from None
+    except OSError:
+        raise InputError(f'{path}: file not found; give the folder that holds annotations/') from None
     about = repr((1, str(path.resolve()), stamp.st_size, stamp.st_mtime_ns))
     key = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
     return cache_folder('coco', f'{path.stem}-{key}')

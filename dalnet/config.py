@@ -147,14 +147,16 @@ def config_from(
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(f'{where}setting preset: must be one of {", ".join(PRESETS)}; got {shown(preset)}')
     unknown = [name for name in values if name not in TrainConfig.__dataclass_fields__]
-    if unknown: raise InputError(where + _unknown(unknown))
+    if unknown:
+        raise InputError(where + _unknown(unknown))
     start = PRESETS[preset] if preset else base or TrainConfig()
     if 'encoder' in values:
         values.setdefault('encoder_options', {})
     elif isinstance(values.get('encoder_options'), dict):
         values['encoder_options'] = start.encoder_options | values['encoder_options']
     try: return replace(start, **values)
-    except InputError as error: raise InputError(f'{where}{error}') from None
+    except InputError as error:
+        raise InputError(f'{where}{error}') from None
 
 # %% ../nbs/train/config.ipynb #8554c5c8
 _LARGEST = 2**20  # bytes of a settings file
@@ -169,7 +171,8 @@ def _read_small(path):
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or first_line(error)
         raise InputError(f'{str(path)[:200]}: cannot be read ({reason}); {advice}') from None
-    if len(data) > _LARGEST: raise InputError(f'{path}: larger than {_LARGEST:,} bytes; {advice}')
+    if len(data) > _LARGEST:
+        raise InputError(f'{path}: larger than {_LARGEST:,} bytes; {advice}')
     if any(line.count(b'.') > 1000 for line in data.splitlines()):
         raise InputError(f'{path}: a line has more than 1,000 dots; {advice}')
     return data

@@ -50,7 +50,8 @@ def _disk_space(config, model):
     out = Path(config.out).resolve()
     folder = next(path for path in (out, *out.parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK): raise InputError(f'{folder}: cannot be written to; choose another out')
+    if not os.access(folder, os.W_OK):
+        raise InputError(f'{folder}: cannot be written to; choose another out')
     if free < needed:
         raise InputError(
             f'{folder}: {free/1e9:.1f} GB are free, but {config.keep + 1} checkpoints need {needed/1e9:.1f}; '

@@ -20,7 +20,8 @@ def dataset_kind(
     source:str|Path # what a user calls the dataset
 )->str: # "voc", "coco" or "tagged"
     "What kind of dataset a path is"
-    if not str(source): raise InputError('no dataset is named; give its folder or file (--data)')
+    if not str(source):
+        raise InputError('no dataset is named; give its folder or file (--data)')
     path = Path(source)
     for below in ('', 'VOC2012', 'VOCdevkit/VOC2012'):
         if (path/below/'JPEGImages').is_dir(): return 'voc'

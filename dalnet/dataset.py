@@ -128,9 +128,12 @@ def read_lines(
 )->list:
     "Lines of a text file without the blank ones"
     try: text = Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError: raise InputError(f'{path}: not a UTF-8 text file; save it as UTF-8') from None
-    except FileNotFoundError: raise InputError(f'{path}: file not found; check the path') from None
-    except OSError as error: raise InputError(f'{path}: cannot be read ({error.strerror}); check the path') from None
+    except UnicodeDecodeError:
+        raise InputError(f'{path}: not a UTF-8 text file; save it as UTF-8') from None
+    except FileNotFoundError:
+        raise InputError(f'{path}: file not found; check the path') from None
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check the path') from None
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     return lines if numbered else [line for _, line in lines]
 
@@ -141,12 +144,15 @@ def check_classes(
 )->tuple[str,...]:
     "Class names; an `InputError` if there are none, too many, one twice, or the background among them"
     classes = tuple(map(str, classes))
-    if not classes: raise InputError(f'{where}: no class names; give at least one')
-    if len(classes) > 254: raise InputError(f'{where}: {len(classes)} classes; masks hold at most 254')
+    if not classes:
+        raise InputError(f'{where}: no class names; give at least one')
+    if len(classes) > 254:
+        raise InputError(f'{where}: {len(classes)} classes; masks hold at most 254')
     if 'background' in map(str.lower, classes):
         raise InputError(f'{where}: a class is called "background"; remove it, what belongs to no class is background')
     for i, name in enumerate(classes):
-        if name in classes[:i]: raise InputError(f'{where}: class "{name}" is listed twice; list each class once')
+        if name in classes[:i]:
+            raise InputError(f'{where}: class "{name}" is listed twice; list each class once')
     return classes
 
 def read_classes(

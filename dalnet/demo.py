@@ -49,7 +49,7 @@ def _cam_table(rows, n):
 def _seg_table(seg, seconds):
     "Segmentation mIoU of the last run"
     lines = [f'Segmentation mIoU (%) of the last row, without tags and limited to the true ones, {seconds:.0f} s']
-    for title, kind in {'one view': 'single', '+ mirror image': 'multi', '+ CRF': 'crf'}.items():
+    for title, kind in {'one view': 'single', '+ flip': 'multi', '+ CRF': 'crf'}.items():
         lines.append(f'{title:<20}{100*seg.miou(kind):>8.1f}{100*seg.miou(f"{kind}, tags"):>8.1f}')
     return '\n'.join(lines)
 

@@ -42,11 +42,13 @@ def _find_weights(
     "The weight file that `source` means"
     if not str(source).startswith('package:'): return Path(source)
     spec = _package_spec(str(source).removeprefix('package:'))
-    if spec is None: raise InputError(f'{source}: this package is not installed; pip install it, or give a path')
+    if spec is None:
+        raise InputError(f'{source}: this package is not installed; pip install it, or give a path')
     found = []
     if spec.origin:
         found = [path for path in Path(spec.origin).parent.rglob('*') if path.suffix in ('.pth', '.pt', '.safetensors')]
-    if len(found) != 1: raise InputError(f'{source}: {len(found)} weight files in it, expected one; give a path')
+    if len(found) != 1:
+        raise InputError(f'{source}: {len(found)} weight files in it, expected one; give a path')
     return found[0]
 
 # %% ../nbs/method/06_encoder.ipynb #6956c38e

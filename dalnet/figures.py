@@ -89,7 +89,8 @@ def show_cams(
     "Image, ground truth, intermediate CAM, object-aware mask and final CAM for each tag, side by side"
     model.eval()
     rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags)]
-    if not rows: raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
+    if not rows:
+        raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
     fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
     for ax, (item, c, inter, mask, final) in zip(axes, rows):
         image, name = item['image'].cpu(), model.names[c]

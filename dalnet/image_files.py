@@ -59,7 +59,8 @@ def _matches(given, results):
     "The files and folders that an input means"
     if Path(given).exists(): return [Path(given)]
     paths = [path for path in map(Path, sorted(glob.glob(given, recursive=True))) if not results.holds(path)]
-    if not paths: raise InputError(f'{given}: file not found; check the path')
+    if not paths:
+        raise InputError(f'{given}: file not found; check the path')
     return paths
 
 # %% ../nbs/use/image_files.ipynb #65c6b6d7

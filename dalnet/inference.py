@@ -205,7 +205,8 @@ def _check_options(scales, crf, long_side, tile):
     "Raise an `InputError` for options of `Predictor` that cannot be used"
     if crf is not None: check_engine(crf)
     if scales is not None: check_scales(scales)
-    if tile < 32: raise InputError(f'tile must be at least 32 pixels; got {tile}')
+    if tile < 32:
+        raise InputError(f'tile must be at least 32 pixels; got {tile}')
     if long_side is not None and long_side < 0:
         raise InputError(f'long_side must be a number of pixels, or 0 to leave the size; got {long_side}')
 
@@ -256,7 +257,8 @@ def _tag_row(self:Predictor, tags):
     "Names, or (C,) numbers in {0,1}, as (C,) floats"
     if not torch.is_tensor(tags) and all(isinstance(tag, str) for tag in tags):
         for tag in tags:
-            if tag not in self.names: raise InputError(f'tag "{tag}": unknown; the model knows {", ".join(self.names)}')
+            if tag not in self.names:
+                raise InputError(f'tag "{tag}": unknown; the model knows {", ".join(self.names)}')
         tags = [float(name in tags) for name in self.names]
     tags = torch.as_tensor(tags, dtype=torch.float, device=self.device)
     if tags.shape != (len(self.names),):

@@ -132,7 +132,8 @@ def refine_labels(
     With `vote(t) = argmax PAR(softmax([t, CAM_1, ..., CAM_K]))`, the label is `vote(high)`,
     but 255 where that says background and `vote(low)` does not
     """
-    if high < low: raise InputError(f'high must not be below low; got high {high}, low {low}')
+    if high < low:
+        raise InputError(f'high must not be below low; got high {high}, low {low}')
     H, W = image_0_255.shape[-2:]
     size = [max(1, H//down_scale), max(1, W//down_scale)]
     small = F.interpolate(image_0_255, size, mode='bilinear', align_corners=False)

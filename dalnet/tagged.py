@@ -161,9 +161,11 @@ def _match(self:TaggedImageDataset, tags, skip_bad):
             name = next(tags[number] for number in self.table['tags'][i].as_py() if label[number] < 0)
             lines.append(f'{self._place(self.table["row"][i].as_py())}: unknown class "{name}"; '
                          f'known are {", ".join(self.classes)[:300]}')
-            if not skip_bad: raise InputError(lines[0])
+            if not skip_bad:
+                raise InputError(lines[0])
         self.kept, self.skipped = np.setdiff1d(self.kept, wrong), self.skipped + lines
-        if not len(self.kept): raise InputError(lines[0])
+        if not len(self.kept):
+            raise InputError(lines[0])
         values = values.clip(0)
     return _tag_matrix(values, offsets, len(self.classes), self.kept)
 
@@ -180,7 +182,8 @@ def _check(self:TaggedImageDataset, i, allow_untagged):
                          'tag it, take it out, or allow untagged images')
     try:
         if not self.shards: check_image(self.image_path(i))
-    except InputError as error: raise InputError(f'{where}: {error}') from None
+    except InputError as error:
+        raise InputError(f'{where}: {error}') from None
     if self.masks and not self._mask_path(i).is_file():
         raise InputError(f'{self._mask_path(i)}: no mask for this image; add it or take the image out')
 

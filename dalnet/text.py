@@ -110,7 +110,8 @@ def load(
     arrays = _read_arrays(path)
     source = str(arrays.get('source', Path(path).name))
     try: return cls(arrays['names'], arrays['prompts'], arrays['fg'], arrays['bg'], source)
-    except InputError as e: raise InputError(f'{path}: {e}') from None
+    except InputError as e:
+        raise InputError(f'{path}: {e}') from None
 
 # %% ../nbs/method/03_text.ipynb #20362ab2
 def _hash_vectors(prompts, width):

@@ -89,9 +89,11 @@ def read_split(
         known = ', '.join(sorted(file.stem for file in path.parent.glob('*.txt'))) or 'none'
         raise InputError(f'{path}: file not found; the split must be one of {known}')
     names = _names(path)
-    if not names: raise InputError(f'{path}: the list is empty; put one image name on each line')
+    if not names:
+        raise InputError(f'{path}: the list is empty; put one image name on each line')
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice: raise InputError(f'{path}: {len(twice)} images are listed twice, one is {twice[0]}; list each once')
+    if twice:
+        raise InputError(f'{path}: {len(twice)} images are listed twice, one is {twice[0]}; list each once')
     return names
 
 # %% ../nbs/data/voc.ipynb #8156e8d7
@@ -123,7 +125,8 @@ class VOCDataset(ImageDataset):
         self.split = split or main_split(self.root, self.sbd)
         self.classes = tuple(classes or read_classes(self.root, VOC_CLASSES))
         names = read_split(self.root, self.split, self.sbd)
-        if not names: raise InputError(f'{self.root}: {self.split} has no images')
+        if not names:
+            raise InputError(f'{self.root}: {self.split} has no images')
         tags_of, rows = tag_reader(tags, self.root, self.split, self.classes), {}
         self._present = set(os.listdir(self.root/'JPEGImages'))
         if masks: self._mask_folders = _find_mask_folders(self.root, self.sbd)
@@ -167,7 +170,8 @@ def _check_end(path):
     if path.suffix != '.png': return
     with path.open('rb') as file:
         file.seek(max(-64, -path.stat().st_size), io.SEEK_END)
-        if b'IEND' not in file.read(): raise InputError(f'{path}: the mask is not a whole PNG file; restore it')
+        if b'IEND' not in file.read():
+            raise InputError(f'{path}: the mask is not a whole PNG file; restore it')
 
 def _load_sbd(path, n_classes, size):
     "The (H,W) int64 mask in one of SBD's .mat files"

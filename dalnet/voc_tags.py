@@ -39,7 +39,8 @@ def _read_tag_lists(root, split, classes):
     part = 'trainval' if has['trainval'] and not has[split] else split
     for c, cls in enumerate(classes):
         path = folder/f'{cls}_{part}.txt'
-        if not path.is_file(): raise InputError(f'{path}: file not found; add the list, or choose tags="xml"')
+        if not path.is_file():
+            raise InputError(f'{path}: file not found; add the list, or choose tags="xml"')
         for number, line in read_lines(path, numbered=True):
             name, _, value = line.rpartition(' ')
             if value not in ('1', '-1', '0'):
@@ -91,7 +92,8 @@ def read_onehot(
                 if not np.isin(tags, (0, 1)).all(): raise ValueError(f'image {name} has numbers other than 0 and 1')
                 rows[name] = tags.astype(np.uint8)
         return rows
-    except FileNotFoundError: raise InputError(f'{path}: file not found; give the path of the one-hot .npy') from None
+    except FileNotFoundError:
+        raise InputError(f'{path}: file not found; give the path of the one-hot .npy') from None
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); give the path of the one-hot .npy') from None
     except Exception as error:
