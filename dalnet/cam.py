@@ -15,7 +15,7 @@ from .core import IGNORE, InputError
 # %% ../nbs/method/01_cam.ipynb #71e14901
 def normalize_cam(
     cam:Tensor, # (B,C,H,W) activations >= 0
-    min_max:bool=False # also subtract each map's minimum first, as for maps summed over scales
+    min_max:bool=False # first subtract each map's minimum, as for maps summed over scales
 )->Tensor: # (B,C,H,W) in [0,1]
     """Divide each map by its maximum: the second half of Eq. 1
 
@@ -30,7 +30,7 @@ def normalize_cam(
 def cam(
     features:Tensor, # (B,D,h,w) patch features F
     weight:Tensor, # (C,D) or (C,D,1,1) classifier weights W
-    normalize:bool=True # False leaves ReLU(A) as it is
+    normalize:bool=True # False: return ReLU(A)
 )->Tensor: # (B,C,h,w) in [0,1], or >= 0 if not normalised
     """Compute class activation maps (Eq. 1)
 
@@ -49,7 +49,7 @@ def roi_mask(
     height:int, # H
     width:int # W
 )->Tensor: # (B,H,W) bool, True inside
-    "Mark the pixels of a padded crop that are image"
+    "Mark the pixels of a padded crop that belong to the image"
     y = torch.arange(height, device=roi.device)[:, None]            # (H,1)
     x = torch.arange(width, device=roi.device)                      # (W,)
     y0, y1, x0, x1 = roi[:, :, None, None].unbind(1)                # (B,1,1) each
@@ -63,7 +63,7 @@ def cam_to_label(
     low:float=.25, # at or below: background
     roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside is ignored
 )->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
-    "Label pixels from the maps of the tagged classes, with a band of doubt between two thresholds"
+    "Label pixels from the maps of the tagged classes, with an ignored band between two thresholds"
     if high < low:
         raise InputError(f'high: {high} must not be below low, {low}; raise high or lower low')
     strongest, label = (cam*tags[:, :, None, None]).max(1)          # (B,H,W) each
@@ -75,7 +75,7 @@ def cam_to_label(
 
 # %% ../nbs/method/01_cam.ipynb #176a1578
 def _activate(model, image, flip, known=None):
-    "Activations of the images (B) and, behind them in the batch, of their flips (2B in all)"
+    "Activations of the images (B), followed in the batch by those of their flips (2B in all)"
     if known is None: return model(torch.cat([image, image.flip(-1)]) if flip else image)
     if not flip: return known
     return tuple(torch.cat(both) for both in zip(known, model(image.flip(-1))))
@@ -90,12 +90,12 @@ def _full_size(maps, size, flip):
 # %% ../nbs/method/01_cam.ipynb #2fa99d29
 @torch.no_grad()
 def multi_scale_cam(
-    model:Callable, # (B,3,H,W) -> (B,C,h,w) activations >= 0 or a tuple of such; or a model with a method `activations`
+    model:Callable, # (B,3,H,W) -> (B,C,h,w) activations >= 0 or a tuple of them; or a model with a method `activations`
     x:Tensor, # (B,3,H,W) images
     scales:tuple=(1., .5, 1.5), # factors for the image's sides
     flip:bool=True, # add the flip at each scale
-    known:tuple|None=None # the model's tuple for `x` itself, if at hand: saves that pass
-)->Tensor|tuple: # (B,C,H,W) in [0,1], or a tuple of such
+    known:tuple|None=None # the model's tuple for `x` itself, if already computed: saves that pass
+)->Tensor|tuple: # (B,C,H,W) in [0,1], or a tuple of them
     "Sum maps over scales and flips, then normalise them by minimum and maximum"
     model, size, total = getattr(model, 'activations', model), x.shape[-2:], None
     for scale in scales:

@@ -38,7 +38,7 @@ def pool_logits(
 # %% ../nbs/method/10_model.ipynb #bd1a0e4d
 @dataclass
 class DALNetOutput:
-    "What one forward pass of DALNet gives; h x w is the patch grid"
+    "The output of one forward pass of DALNet; h x w is the patch grid"
     logits:Tensor        # (B,C) of the last features
     inter_logits:Tensor  # (B,C) of the intermediate features
     patch:Tensor         # (B,D,h,w) patch tokens v_p
@@ -50,7 +50,7 @@ class DALNetOutput:
     patch_bg:Tensor      # (B,hw,d) projected background patches, zero inside the mask
     text_fg:Tensor       # (C,d) projected text of the classes
     text_bg:Tensor       # (1,d) projected text of "background"
-    seg:Tensor|None      # (B,C+1,h,w) logits of the segmentation head, if they were asked for
+    seg:Tensor|None      # (B,C+1,h,w) logits of the segmentation head, unless skipped
     local:Tensor|None=None # (B,L,d) projected class tokens of local views, if there are any
     inside:Tensor|None=None # (B,L) share of each local view that lies inside the mask
 
@@ -102,9 +102,9 @@ def _project_views(self, local):
 def forward(self,
     image:Tensor, # (B,3,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
-    segment:bool=True, # False: skip the segmentation head, as before its losses start
+    segment:bool=True, # False: skip the segmentation head, as in training before its losses start
     local:Tensor|None=None, # (B,L,3,s,s) local views of the images, in [0,1]
-    boxes:Tensor|None=None # (B,L,4) rows (y0,y1,x0,x1), where in the image each was cut
+    boxes:Tensor|None=None # (B,L,4) rows (y0,y1,x0,x1), the position of each view in its image
 )->DALNetOutput:
     "Run one training pass, in the order of Figure 2"
     v_cls, v_p, F_inter = self.encoder(image)                           # (B,D), (B,D,h,w), (B,D,h,w)
@@ -127,7 +127,7 @@ def forward(self,
 
 # %% ../nbs/method/10_model.ipynb #0fc6e063
 class Inference(NamedTuple):
-    "What one pass without tags gives"
+    "The output of one pass without tags"
     logits:Tensor        # (B,C) of the last features
     seg:Tensor           # (B,C+1,h,w) logits of the segmentation head; label 0 is the background
     activation:Tensor    # (B,C,h,w) ReLU(A) of the last features
@@ -137,7 +137,7 @@ class Inference(NamedTuple):
 def activations(self,
     image:Tensor # (B,3,H,W) in [0,1]
 )->tuple[Tensor,Tensor]: # ReLU(A) of the last and of the intermediate features, (B,C,h,w) each
-    "Compute class activations in one pass, not normalised; what `multi_scale_cam` calls"
+    "Compute class activations in one pass, not normalised, as `multi_scale_cam` needs them"
     _, v_p, F_inter = self.encoder(image)
     return self._activations(v_p, F_inter)
 
@@ -154,26 +154,26 @@ def infer(self,
 # %% ../nbs/method/10_model.ipynb #bbf6f1b1
 @dataclass
 class PseudoLabels:
-    "What the network teaches itself in one step"
+    "The pseudo labels of one step, and the images they belong to"
     image:Tensor         # (B,3,H,W) in 0-255
     roi:Tensor|None      # (B,4) rows (y0,y1,x0,x1)
     patch:Tensor         # (B,h,w) int64 from the intermediate CAM
     pixel:Tensor|None    # (B,H,W) int64 from the final CAM, refined; None before the segmentation starts
 
 def _on_grid(roi, size, grid):
-    "Rows (y0,y1,x0,x1) in pixels as rows in patches"
+    "Convert rows (y0,y1,x0,x1) from pixels to patches"
     (H, W), (h, w) = size, grid
     return (roi*torch.tensor([h/H, h/H, w/W, w/W], device=roi.device)).round().long()
 
 # %% ../nbs/method/10_model.ipynb #951fb9a2
 @torch.no_grad()
 def pseudo_labels(
-    model:DALNet, # gives the CAMs of the other scales
+    model:DALNet, # computes the CAMs at the other scales
     activations:tuple, # of the same images at scale 1: `DALNetOutput.activations`
     image:Tensor, # (B,3,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1), the part of a padded crop that is image
-    par:PAR|None=None, # refines the label of the pixels; None = no such label
+    par:PAR|None=None, # refines the pixel label; None = no pixel label
     scales:tuple=(1., .5, 1.5), # of the CAMs
     flip:bool=True, # also use the flipped images
     high:float=.7, # above: the class
@@ -184,7 +184,7 @@ def pseudo_labels(
         final, inter = multi_scale_cam(model, image, scales, flip, known=activations)     # (B,C,H,W) each
     grid = activations[1].shape[-2:]                                                      # (h,w)
     box = None if roi is None else _on_grid(roi, image.shape[-2:], grid)
-    image = 255*image.nan_to_num()                                      # what is not finite shows in the losses
+    image = 255*image.nan_to_num()                                      # non-finite values show up in the losses
     with torch.autocast(image.device.type, enabled=False):
         inter = F.interpolate(inter, grid, mode='bilinear', align_corners=False)          # (B,C,h,w)
         patch = cam_to_label(inter, tags, high, low, box)
@@ -193,7 +193,7 @@ def pseudo_labels(
 
 # %% ../nbs/method/10_model.ipynb #6003880d
 WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p
-               seg=.1, reg=.05, # Eq. 8, as ToCo weighs it
+               seg=.1, reg=.05, # Eq. 8, with ToCo's weights
                local=1.)
 
 def _full_precision(out):
@@ -205,7 +205,7 @@ def _full_precision(out):
     return replace(out, **changes)
 
 def _segmentation_losses(out, pseudo, weights, energy, pixels):
-    "L_seg and L_reg, where their weights are not zero"
+    "L_seg and L_reg, if their weights are not zero"
     terms, size = {}, pseudo.pixel.shape[-2:]
     seg = F.interpolate(out.seg, size, mode='bilinear', align_corners=False)              # (B,C+1,H,W)
     if weights['seg']: terms['seg'] = seg_loss(seg, pseudo.pixel, pixels)
@@ -222,13 +222,13 @@ def losses(
     cross:bool=True, # cross-contrastive learning, Table 4
     lam:float=.001, # lambda of Eq. 6
     tau:float=1., # temperature of Eq. 6
-    similarity:str='map', # Eq. 3's logarithm of a cosine: "map" or "clamp"
+    similarity:str='map', # how to take the logarithm of a cosine in Eq. 3: "map" or "clamp"
     tag_reduce:str='sum', # Eq. 4 with several tags: "sum" or "mean"
     pseudo:PseudoLabels|None=None, # for "ptc", and for "seg" and "reg" if it labels pixels
     energy:DenseEnergyLoss|None=None, # for "reg"; None = `DenseEnergyLoss()`
-    counts:Tensor|None=None # (4,) of `denominators`, where these images are part of a larger step; None = they are all
-)->dict[str,Tensor]: # "cls", "inter", "im", "ex", and given what they need "local", "ptc", "seg", "reg" -> scalar
-    """Compute the unweighted terms of Eq. 7 and 8 by name, in float32 also where autocast is on
+    counts:Tensor|None=None # (4,) of `denominators`, if these images are part of a larger step; None = they are all
+)->dict[str,Tensor]: # "cls", "inter", "im", "ex", and if their inputs are given "local", "ptc", "seg", "reg" -> scalar
+    """Compute the unweighted terms of Eq. 7 and 8 by name, in float32 even under autocast
 
     `L = L_cls + L_inter + lambda_i L_im + lambda_e L_ex + lambda_p L_ptc` (Eq. 7);
     `L_total = L + L_seg + L_reg` (Eq. 8)
@@ -255,10 +255,10 @@ def total_loss(
     terms:dict[str,Tensor], # of `losses`
     weights:dict|None=None # term -> weight, `WEIGHTS` where not given
 )->Tensor: # scalar
-    """Weigh and add the terms of Eq. 7 and 8
+    """Compute the weighted sum of the terms of Eq. 7 and 8
 
     `L = L_cls + L_inter + 1.0 L_im + 1.0 L_ex + 0.2 L_ptc` (Eq. 7);
-    `L_total = L + 0.1 L_seg + 0.05 L_reg` (Eq. 8 as ToCo weighs it), and `+ 1.0 L_local` with local views
+    `L_total = L + 0.1 L_seg + 0.05 L_reg` (Eq. 8 with ToCo's weights), and `+ 1.0 L_local` with local views
     """
     weights = WEIGHTS | (weights or {})
     return sum(weights[name]*value for name, value in terms.items())
@@ -266,14 +266,14 @@ def total_loss(
 # %% ../nbs/method/10_model.ipynb #e258f073
 def label_counts(
     pseudo:PseudoLabels # of one part of a step
-)->Tensor: # (4,) int64: pairs of patches with one label and with two, background pixels, and pixels of some class
+)->Tensor: # (4,) int64: pairs of patches with equal and with different labels, background pixels, and class pixels
     "Count what the patch contrast and the cross-entropy average over"
     pixels = pseudo.patch.new_zeros(2) if pseudo.pixel is None else pixel_counts(pseudo.pixel)
     return torch.cat([pair_counts(pseudo.patch), pixels])
 
 def denominators(
     counts:Tensor, # (4,) of `label_counts`, summed over all parts
-    parts:int # how many there are, of equal size
+    parts:int # number of parts, of equal size
 )->Tensor: # (4,) float64
-    "Compute what each part divides by, so that the mean over parts is the loss of the whole"
+    "Compute the denominators with which the mean over parts is the loss of the whole"
     return torch.cat([counts[:2] + 1, counts[2:].clamp(min=1)]).double()/parts

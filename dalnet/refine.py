@@ -15,9 +15,9 @@ from .core import IGNORE, InputError, at_least_float32
 
 # %% ../nbs/method/07_refine.ipynb #e859480a
 def pair_counts(
-    label:Tensor # (B,h,w) int pseudo label; 255 is left out
+    label:Tensor # (B,h,w) int pseudo label; 255 is ignored
 )->Tensor: # (2,) int64
-    "Count the ordered pairs of different patches of an image that have the same label, and that have different ones"
+    "Count the ordered pairs of different patches of an image with the same label, and with different labels"
     label = label.flatten(1)                                            # (B,hw)
     count = label.new_zeros(len(label), IGNORE + 1).scatter_add_(1, label, torch.ones_like(label))
     count = count[:, :IGNORE]                                           # (B,255) patches of each label
@@ -28,8 +28,8 @@ def pair_counts(
 # %% ../nbs/method/07_refine.ipynb #9c366fdf
 def ptc_loss(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
-    label:Tensor, # (B,h,w) int pseudo label of the intermediate CAM; 255 is left out
-    pairs:Tensor|None=None # (2,) what the two sums are divided by; None = these images' own `pair_counts`, plus 1
+    label:Tensor, # (B,h,w) int pseudo label of the intermediate CAM; 255 is ignored
+    pairs:Tensor|None=None # (2,) denominators of the two sums; None = these images' own `pair_counts`, plus 1
 )->Tensor: # scalar in [0,1]
     """Contrast patch tokens, as ToCo's code does
 
@@ -56,7 +56,7 @@ class PAR(nn.Module):
     """
     def __init__(self,
         dilations:tuple=(1, 2, 4, 8, 12, 24), # distances of the neighbours, pixels
-        n_iter:int=10 # rounds
+        n_iter:int=10 # iterations
     ):
         super().__init__()
         ring = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
@@ -64,7 +64,7 @@ class PAR(nn.Module):
         self.n_iter = n_iter
 
     def _neighbours(self, h, w, device):
-        "Where the neighbours of each pixel are, (hw,n) flat indices; the border is repeated outwards"
+        "Flat indices of the neighbours of each pixel, (hw,n); the border is replicated"
         y, x = torch.arange(h, device=device)[:, None, None], torch.arange(w, device=device)[:, None]
         dy, dx = torch.tensor(self.offsets, device=device).T
         return ((y + dy).clamp(0, h - 1)*w + (x + dx).clamp(0, w - 1)).flatten(0, 1)
@@ -74,7 +74,7 @@ class PAR(nn.Module):
 def affinity(self,
     image:Tensor # (B,3,h,w) in 0-255
 )->Tensor: # (B,hw,n), n = 8 x dilations; sums to 1.01 over n
-    "Weigh the neighbours of each pixel by colour and distance"
+    "Weight the neighbours of each pixel by colour and distance"
     here = self._neighbours(*image.shape[-2:], image.device)                              # (hw,n)
     image = image.float().flatten(2)                                                      # (B,3,hw)
     around = image[:, :, here]                                                            # (B,3,hw,n)
@@ -90,7 +90,7 @@ def forward(self,
     image:Tensor, # (B,3,h,w) in 0-255
     mask:Tensor # (B,K,H,W) maps, resized to (h,w)
 )->Tensor: # (B,K,h,w)
-    "Let the maps flow between pixels of like colour"
+    "Propagate maps between pixels of similar colour"
     (B, K), (h, w) = mask.shape[:2], image.shape[-2:]
     mask = F.interpolate(mask.float(), (h, w), mode='bilinear', align_corners=True)
     mask = mask.flatten(2).transpose(1, 2).flatten(0, 1)                                  # (Bhw,K)
@@ -111,7 +111,7 @@ def _tagged_scores(cam, tags, size):
     return score.masked_fill(tagged[:, :, None, None] == 0, -torch.inf), classes + 1
 
 def _compete(score, background):
-    "Background, scored the same everywhere, against the classes: probabilities (B,K+1,h,w)"
+    "Softmax over a constant background score and the classes: probabilities (B,K+1,h,w)"
     ground = torch.full_like(score[:, :1], background)
     return torch.cat([ground, score], 1).softmax(1)
 
@@ -122,12 +122,12 @@ def refine_labels(
     image_0_255:Tensor, # (B,3,H,W) in 0-255
     cam:Tensor, # (B,C,h,w) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
-    high:float=.7, # background's score in the strict vote: what beats it is the class
-    low:float=.25, # background's score in the lenient vote: what loses to it is background
+    high:float=.7, # background's score in the strict vote: a class that beats it is the label
+    low:float=.25, # background's score in the lenient vote: where it wins, the label is background
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1); outside is ignored
     down_scale:int=2 # refine at this fraction of the size
 )->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
-    """Refine CAMs to pseudo labels with a band of doubt, as ToCo does
+    """Refine CAMs to pseudo labels with an ignored band, as ToCo does
 
     With `vote(t) = argmax PAR(softmax([t, CAM_1, ..., CAM_K]))`, the label is `vote(high)`,
     but 255 where that says background and `vote(low)` does not
