@@ -15,11 +15,12 @@ index, quarto, readme = root/'nbs/index.ipynb', root/'_quarto.yml', root/'README
 TABLE = 'f34463b5'  # id of the cell with the table of chapters
 
 
-def module(part, notebook):
-    "The module that a chapter exports, as code, or nothing"
-    text = (root/f'nbs/{part["folder"]}/{notebook}.ipynb').read_text(encoding='utf-8')
-    found = re.search(r'#\| default_exp (\w+)', text)
-    return f'`dalnet.{found[1]}`'.replace('.__init__', '') if found else ''
+def about(part, notebook):
+    "A chapter's title, and the module that it exports as code, or nothing"
+    cells = json.loads((root/f'nbs/{part["folder"]}/{notebook}.ipynb').read_text(encoding='utf-8'))['cells']
+    title = ''.join(cells[0]['source']).splitlines()[0].removeprefix('# ')
+    found = re.search(r'#\| default_exp (\w+)', '\n'.join(''.join(cell['source']) for cell in cells))
+    return title, f'`dalnet.{found[1]}`'.replace('.__init__', '') if found else ''
 
 
 def sidebar():
@@ -27,7 +28,7 @@ def sidebar():
     lines = ['      - {text: dalnet, href: index.ipynb}']
     for part in book:
         lines += [f'      - section: "{part["title"]}"', '        contents:']
-        lines += [f'          - {part["folder"]}/{notebook}.ipynb' for notebook, _, _ in part['chapters']]
+        lines += [f'          - {part["folder"]}/{notebook}.ipynb' for notebook, _ in part['chapters']]
     return '\n'.join(lines) + '\n'
 
 
@@ -36,8 +37,9 @@ def table():
     lines = ['## The chapters', '', '| chapter | module | what you hold at its end |', '|---|---|---|']
     for part in book:
         lines.append(f'| **{part["title"]}** | | |')
-        lines += [f'| [{title}]({part["folder"]}/{notebook}.ipynb) | {module(part, notebook)} | {holds} |'
-                  for notebook, title, holds in part['chapters']]
+        for notebook, holds in part['chapters']:
+            title, module = about(part, notebook)
+            lines.append(f'| [{title}]({part["folder"]}/{notebook}.ipynb) | {module} | {holds} |')
     return '\n'.join(lines)
 
 

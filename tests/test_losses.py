@@ -169,7 +169,7 @@ def test_seg(seed):
     label = torch.tensor([0, 1, 3, 255])[torch.randint(0, 4, (2, 7, 8), generator=g)]
     ground, things = [], []
     for image, labels in zip(logits.tolist(), label.tolist()):
-        large = [slow_enlarge(o, 7, 8) for o in image]
+        large = [slow_enlarge(channel, 7, 8) for channel in image]
         for y in range(7):
             for x in range(8):
                 if (c := labels[y][x]) == 255: continue
@@ -200,7 +200,7 @@ def slow_lattice(features, values):
             key = list(nearest)
             for i in order: key[i] += k
             for i in order[d + 1 - k:]: key[i] -= d + 1
-            keys.append(tuple(int(round(o)) for o in key))
+            keys.append(tuple(int(round(x)) for x in key))
         corners.append(list(zip(keys, weights)))
     table = {}
     for found, v in zip(corners, values):
@@ -245,13 +245,13 @@ def test_dense_energy(seed):
                 p = [sum(corner[k] for corner in corners)/4 for k in range(K)]
                 r = float(roi[b, 0] <= y < roi[b, 1] and roi[b, 2] <= x < roi[b, 3])
                 points.append([x/2/3, y/2/3] + [image[b, c, y, x].item()/80 for c in range(3)])
-                S.append([r*o for o in p]); inside.append(r)
+                S.append([r*value for value in p]); inside.append(r)
                 gate.append(1. if label[b, y, x] == 255 else max(0., r - max(p)))
         WS = slow_lattice(points, S)
-        for i, (s, ws, o, r) in enumerate(zip(S, WS, gate, inside)):
+        for i, (s, ws, is_open, r) in enumerate(zip(S, WS, gate, inside)):
             for k in range(K):
-                want -= s[k]*o*ws[k]/B
-                by_prob[b, k, i//(W//2), i % (W//2)] = -2*o*ws[k]*r/B
+                want -= s[k]*is_open*ws[k]/B
+                by_prob[b, k, i//(W//2), i % (W//2)] = -2*is_open*ws[k]*r/B
     assert abs(loss.item() - want) < 1e-5*max(1, abs(want))
     small = torch.nn.functional.avg_pool2d(logits.softmax(1), 2)
     by_logits, = torch.autograd.grad(small, logits, by_prob)
@@ -263,9 +263,9 @@ def slow_par(image, mask, n_iter):
     _, h, w = image.shape
     offsets = [(d*a, d*b) for d in (1, 2, 4, 8, 12, 24) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
     clamp = lambda y, x: (min(max(y, 0), h - 1), min(max(x, 0), w - 1))
-    std = lambda v: math.sqrt(sum((o - sum(v)/len(v))**2 for o in v)/(len(v) - 1))
-    distances = [math.hypot(*o) for o in offsets]
-    near = slow_softmax([-(o/(std(distances) + 1e-8)/.3)**2 for o in distances])
+    std = lambda v: math.sqrt(sum((x - sum(v)/len(v))**2 for x in v)/(len(v) - 1))
+    distances = [math.hypot(*offset) for offset in offsets]
+    near = slow_softmax([-(x/(std(distances) + 1e-8)/.3)**2 for x in distances])
     around = {(y, x): [clamp(y + a, x + b) for a, b in offsets] for y in range(h) for x in range(w)}
     weight = {}
     for (y, x), places in around.items():
@@ -273,7 +273,7 @@ def slow_par(image, mask, n_iter):
         for c in range(3):
             values = [image[c, v, u].item() for v, u in places]
             s = std(values) + 1e-8
-            score = [t - (abs(o - image[c, y, x].item())/s/.3)**2/3 for t, o in zip(score, values)]
+            score = [t - (abs(v - image[c, y, x].item())/s/.3)**2/3 for t, v in zip(score, values)]
         weight[y, x] = [a + .01*b for a, b in zip(slow_softmax(score), near)]
     maps = {(k, y, x): mask[k, y, x].item() for k in range(len(mask)) for y in range(h) for x in range(w)}
     for _ in range(n_iter):

@@ -64,12 +64,26 @@ def test_modules_import_only_what_their_part_may():
 
 HEAVY = {'accelerate', 'matplotlib', 'open_clip', 'pandas', 'pyarrow', 'pycocotools', 'scipy', 'timm', 'torch',
          'torchvision'}
+TABLES, MODEL = {'pyarrow', 'torch'}, {'timm', 'torch', 'torchvision'}
+IMAGES = {'scipy', 'torch', 'torchvision'}
+DATA = TABLES | IMAGES
+RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    '__init__': set(), 'core': set(), 'settings': set(), 'config': set(),
-    'cam': {'torch'}, 'masks': {'torch'}, 'gia': {'torch'}, 'lea': {'torch'}, 'lattice': {'torch'}, 'refine': {'torch'},
-    'segment': {'torch'}, 'text': {'torch'},
-    'encoder': {'torch', 'torchvision', 'timm'}, 'model': {'torch', 'torchvision', 'timm'},
-    'images': {'torch'}, 'shapes': {'torch'}, 'crf': {'torch'}}
+    **dict.fromkeys('__init__ cli config core options settings'.split(), set()),
+    **dict.fromkeys('cam crf gia images lattice lea masks refine segment shapes text'.split(), {'torch'}),
+    **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
+    **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
+    **dict.fromkeys('bench data tagged voc voc_tags'.split(), DATA),
+    **dict.fromkeys('encoder model'.split(), MODEL),
+    **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
+    'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
+    **dict.fromkeys('evaluation inference label_files step'.split(), RUN),
+    'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
+    **dict.fromkeys('cost demo figures training'.split(), RUN | {'matplotlib'})}
+
+
+def test_every_module_is_in_the_list():
+    assert set(LOADS) == set(MODULES)
 
 
 @pytest.mark.parametrize('module', LOADS)
@@ -111,7 +125,7 @@ def cells(notebook):
     return [(''.join(cell['source']), cell['outputs']) for cell in code]
 
 
-@pytest.mark.parametrize('folder, chapter', CHAPTERS)
+@pytest.mark.parametrize('folder, chapter', [('.', 'index'), *CHAPTERS])
 def test_cells_are_short_and_seen_and_asserted(folder, chapter):
     found = cells(ROOT/f'nbs/{folder}/{chapter}.ipynb')
     long = [line for source, _ in found for line in source.splitlines()
@@ -119,6 +133,8 @@ def test_cells_are_short_and_seen_and_asserted(folder, chapter):
     assert not long, long[:3]
     exports = [source for source, _ in found if re.match(r'#\| exports?\b', source)]
     assert max((len(source.splitlines()) for source in exports), default=0) <= 45
+    raises = [line for source in exports for line in source.splitlines() if re.search(r'(if|except) .*: raise InputError', line)]
+    assert not raises, raises[0]                                          # the condition, and the error below it
     if exports: assert any('assert' in source or 'test_' in source for source, _ in found if source not in exports)
     assert not any(output['output_type'] == 'error' for _, outputs in found for output in outputs)
 
