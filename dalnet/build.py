@@ -22,7 +22,7 @@ def build_text(
     config:TrainConfig, # its fields `text`, `text_model`, `text_pretrained` and `prompts`
     names:tuple # C class names
 )->TextEmbeddings: # fg (C,T), bg (1,T)
-    "Get the text embeddings that the settings name, in the order of the classes"
+    "Get the text embeddings chosen by the settings, in the order of the classes"
     if config.text == 'clip':
         return encode_text(names, config.text_model, config.text_pretrained, overrides=config.prompts)
     if config.text == 'hash':
@@ -73,13 +73,13 @@ def param_groups(
 
 # %% ../nbs/train/build.ipynb #553e69ca
 def open_data(
-    config:TrainConfig, # names the images
+    config:TrainConfig, # which images
     transform:Callable|None=None, # image -> dict(image, roi, ...); None = `EvalTransform()`
-    data:str|Path='', # another dataset than the settings'
+    data:str|Path='', # a dataset to use instead of the settings'
     part:str='train', # "train", or "val" for images with masks to score on
-    **changes # other arguments of `open_dataset`; those that are None stay as the settings have them
+    **changes # other arguments of `open_dataset`; None keeps the value from the settings
 )->ImageDataset:
-    "Open the images that the settings name"
+    "Open the images chosen by the settings"
     source = data or config.data
     if not source:
         raise InputError('setting data: must be a folder or a file; got nothing; '
@@ -98,7 +98,7 @@ def open_data(
 def training_data(
     config:TrainConfig # data and augmentation settings
 )->ImageDataset:
-    "Open the training images with their augmentation; whatever can be wrong with them is checked here"
+    "Open the training images with their augmentation, and check them"
     transform = TrainTransform(
         config.crop, (config.scale_min, config.scale_max), config.long_side or None,
         config.jitter, config.blur, config.augment, config.local_crops, config.local_size)

@@ -29,10 +29,10 @@ def _to_disk(path):
     finally: os.close(handle)
 
 def write_folder(
-    folder:str|Path, # to write; one of that name is replaced
-    save:Callable # folder -> puts files into it
+    folder:str|Path, # to write; replaces an existing one
+    save:Callable # folder -> writes files into it
 )->Path: # `folder`
-    "Let `save` fill a folder of another name, flush it to the disk, then rename it: whole or not at all"
+    "Let `save` fill a temporary folder, flush it to the disk, then rename it: completely or not at all"
     folder = Path(folder)
     part = folder.with_name(f'.part-{os.getpid()}-{folder.name}')
     try:
@@ -73,11 +73,11 @@ class Checkpoint:
         model:DALNet, # the network
         config:TrainConfig, # its settings
         text:TextEmbeddings, # its classes and prompts
-        iteration:int=0, # how far it was trained
-        optimizer:torch.optim.Optimizer|None=None, # of the training, if it may be resumed
-        state:dict|None=None # anything else that resuming needs, as JSON can hold it
+        iteration:int=0, # iterations trained so far
+        optimizer:torch.optim.Optimizer|None=None, # to save too, so that training can be resumed
+        state:dict|None=None # anything else that resuming needs, as JSON values
     )->Path: # `folder`
-        "Write a checkpoint, whole or not at all"
+        "Write a checkpoint, completely or not at all"
         def fill(part):
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
             save_file(weights, part/'model.safetensors')
@@ -107,7 +107,7 @@ def _read_about(folder):
     except (ValueError, KeyError, TypeError) as error: raise _not_ours(folder, error) from None
 
 def _fit(folder, state, own, encoder):
-    "Raise an `InputError` if tensors have other names or shapes than the model's own"
+    "Raise an `InputError` if names or shapes of tensors differ from the model's"
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if not wrong: return
@@ -122,7 +122,7 @@ def load(cls:Checkpoint,
     folder:str|Path, # a checkpoint
     device:str='cpu' # where to put the model
 )->tuple[DALNet,TrainConfig]: # the model in eval mode, and its settings
-    "Read a checkpoint back"
+    "Load a model and its settings from a checkpoint"
     about = _read_about(folder)
     try:
         state = load_file(Path(folder)/'model.safetensors')
@@ -139,7 +139,7 @@ def numbered(
     out:str|Path, # folder of a run
     kind:str='iter' # "iter" or "best"
 )->list[Path]: # by iteration
-    "List the checkpoints of a run; other folders there do not count"
+    "List the checkpoints of a run, ignoring other folders"
     found = [path for path in Path(out).glob(f'{kind}_*') if re.fullmatch(r'[0-9]{6,}', path.name[5:])]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
@@ -163,9 +163,9 @@ def _damage(folder):
 @patch(cls_method=True)
 def newest(cls:Checkpoint,
     out:str|Path, # folder of a run
-    report:Callable=print # is told of each damaged checkpoint in a line
-)->Path|None: # None if no checkpoint is whole
-    "Find the newest whole checkpoint of a run"
+    report:Callable=print # called with one line for each damaged checkpoint
+)->Path|None: # None if no checkpoint is intact
+    "Find the newest intact checkpoint of a run"
     for folder in reversed(numbered(out)):
         damage = _damage(folder)
         if not damage: return folder
@@ -176,7 +176,7 @@ def newest(cls:Checkpoint,
 def iteration(cls:Checkpoint,
     folder:str|Path # a checkpoint
 )->int:
-    "Say how far its model was trained"
+    "The number of iterations its model was trained"
     return _read_about(folder)['iteration']
 
 # %% ../nbs/train/checkpoint.ipynb #ee73d23e
@@ -205,10 +205,10 @@ def check_same(
 @patch(cls_method=True)
 def restore(cls:Checkpoint,
     folder:str|Path, # a checkpoint
-    model:DALNet, # gets its weights
-    optimizer:torch.optim.Optimizer # gets its moments
+    model:DALNet, # receives the weights
+    optimizer:torch.optim.Optimizer # receives the moments
 )->dict: # the state that was saved with it
-    "Put a training run back to where it was"
+    "Restore a network and its optimiser from a checkpoint"
     folder, about = Path(folder), _read_about(folder)
     weights = load_file(folder/'model.safetensors')
     _fit(folder, weights, model.state_dict(), about['config'].encoder)
@@ -227,9 +227,9 @@ def restore(cls:Checkpoint,
 def prune(cls:Checkpoint,
     out:str|Path, # folder of a run
     keep:int=2, # newest checkpoints to keep
-    last:Path|None=None # the one just written; those with more iterations are damaged and do not count
+    last:Path|None=None # the one just written; any with more iterations are damaged and ignored
 ):
-    "Remove older checkpoints, and what a killed process left half written"
+    "Remove older checkpoints, and incomplete ones from a killed process"
     found = numbered(out)
     if last: found = found[:found.index(Path(last)) + 1]
     for path in (*found[:-keep], *Path(out).glob('.part-*')):
@@ -240,7 +240,7 @@ def prune(cls:Checkpoint,
 def has_segmentation(
     checkpoint:str|Path # folder of a checkpoint
 )->bool:
-    "Say whether the segmentation head had begun to learn when this was saved"
+    "Whether the segmentation head had started training when this was saved"
     about = _read_about(checkpoint)
     config = about['config']
     return bool(config.weight_seg or config.weight_reg) and config.seg_start < about['iteration']

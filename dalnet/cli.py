@@ -14,7 +14,7 @@ from .options import console_command, crf_engine, flag, numbers, parse_config, p
 
 # %% ../nbs/use/cli.ipynb #ff067f19
 def _train_options(parser):
-    "What `dalnet_train` takes beside the settings"
+    "Options of `dalnet_train` besides the settings"
     parser.add_argument('--eval-split', '--eval_split', default='', help=(
         'images with masks to score CAMs and segmentation on after training; '
         'default: the validation images, if there are masks; "none" scores nothing'))
@@ -76,17 +76,17 @@ def dalnet_train(
 
 # %% ../nbs/use/cli.ipynb #a9242444
 def _source_options(parser):
-    "Where the images and tags are"
+    "Options for images and tags"
     parser.add_argument('--data', help='dataset folder or file; default: the one it was trained on')
     parser.add_argument('--tags', help='tag source; default: as in training')
 
 def _look_options(parser):
-    "How images are looked at"
+    "Options for scales and flips"
     parser.add_argument('--flip', type=flag, default=True, help='also look at each image flipped left to right (true)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='(auto)')
 
 def _segment_options(parser):
-    "How images are segmented"
+    "Options for segmentation"
     parser.add_argument('--scales', type=numbers, help=(
         'of the segmentation, as factors for the image\'s sides; default: the checkpoint\'s test_scales'))
     parser.add_argument('--crf', type=crf_engine, default='lattice', metavar='{none,lattice,pydensecrf}', help=(
@@ -95,7 +95,7 @@ def _segment_options(parser):
 
 # %% ../nbs/use/cli.ipynb #d242c19d
 def _eval_options(parser):
-    "What `dalnet_eval` takes"
+    "Options of `dalnet_eval`"
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     _source_options(parser)
     parser.add_argument('--split', default='', help=(
@@ -169,16 +169,16 @@ def dalnet_eval(
 
 # %% ../nbs/use/cli.ipynb #8213253c
 def _report(done, before, failures, out):
-    "One line of summary, one for each failure; exit code 1 if there is any"
+    "Print a summary and one line for each failure; exit code 1 if there is any"
     from dalnet.processes import barrier, explain_lost_rank, is_main, print_rank0
     print_rank0(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
     for line in failures if is_main() else []: print(f'failed: {line}', file=sys.stderr)
-    with explain_lost_rank(): barrier()  # a launcher stops all when the first leaves with an error
+    with explain_lost_rank(): barrier()  # a launcher stops all processes when the first exits with an error
     if failures: sys.exit(1)
 
 # %% ../nbs/use/cli.ipynb #ecaab977
 def _predict_options(parser):
-    "What `dalnet_predict` takes"
+    "Options of `dalnet_predict`"
     parser.add_argument('images', nargs='+', help='image files, folders, .tar archives, or globs in quotes')
     parser.add_argument('--checkpoint', required=True, help='folder of a checkpoint')
     parser.add_argument('--out', required=True, help='folder for NAME.png, NAME_overlay.jpg and NAME.json')
@@ -201,7 +201,7 @@ def dalnet_predict(
 
 # %% ../nbs/use/cli.ipynb #b32b2310
 def _pseudo_labels_options(parser):
-    "What `dalnet_pseudo_labels` takes: the arguments of `pseudo_label_files`"
+    "Options of `dalnet_pseudo_labels`: the arguments of `pseudo_label_files`"
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     parser.add_argument('--out', required=True, help='folder for NAME.png')
     _source_options(parser)
@@ -226,7 +226,7 @@ def dalnet_pseudo_labels(
 
 # %% ../nbs/use/cli.ipynb #e4b3279d
 def _data_options(parser):
-    "What `dalnet_data` takes, for each of its kinds"
+    "Options of `dalnet_data`, for each kind of dataset"
     kinds = parser.add_subparsers(dest='kind', required=True)
     voc = kinds.add_parser('voc', help='PASCAL VOC 2012 and SBD: what is there, what is missing')
     voc.add_argument('root', help='the devkit\'s year folder, or a folder above it')
@@ -248,7 +248,7 @@ def _data_options(parser):
 def dalnet_data(
     argv:list|None=None # arguments; None = sys.argv
 ):
-    "Look at a dataset before training; see `dalnet_data --help`"
+    "Inspect a dataset before training; see `dalnet_data --help`"
     options = vars(parse_options(argv, 'Look at a dataset before anything is trained on it.', _data_options))
     from dalnet.check import check_coco, check_tagged, check_voc
     kind = options.pop('kind')
@@ -261,7 +261,7 @@ def dalnet_data(
 
 # %% ../nbs/use/cli.ipynb #47334266
 def _bench_data_options(parser):
-    "What `dalnet_bench data` takes beside the settings"
+    "Options of `dalnet_bench data` besides the settings"
     parser.add_argument('--images', type=int, default=48, help='of each round (48)')
     parser.add_argument('--steps', type=int, default=20, help='training steps; the second half counts; 0 = none (20)')
 
@@ -297,7 +297,7 @@ def dalnet_bench(
 
 # %% ../nbs/use/cli.ipynb #688971da
 def _demo_options(parser):
-    "What `dalnet_demo` takes: the arguments of `run_demo`"
+    "Options of `dalnet_demo`: the arguments of `run_demo`"
     parser.add_argument('--out', default='dalnet_demo', help='folder for data, runs and pictures')
     parser.add_argument('--quick', action='store_true', help='a few steps only, to prove the plumbing')
     parser.add_argument('--seed', type=int, default=0, help='of pictures and training')

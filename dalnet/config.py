@@ -98,22 +98,22 @@ PRESETS['demo'] = TrainConfig(
     out='dalnet_demo')
 
 # %% ../nbs/train/config.ipynb #f7620363
-FREE = (  # settings that do not decide a run's result
+FREE = (  # settings that do not affect a run's result
     'data', 'image_root', 'sbd', 'mask_folder', 'decoded_cache', 'workers',
     'save_every', 'keep', 'log_every', 'show_at', 'show_every', 'out', 'resume',
     'accumulate', 'grad_checkpointing', 'compile', 'score_every', 'trackers', 'timeout', 'device', 'nan', 'test_scales')
 
 def differences(
     a:TrainConfig, # settings of one run
-    b:TrainConfig # and of another
-)->list[str]: # in the order of the settings; empty if one may be resumed as the other
-    "Name the settings that decide a run's result and differ"
+    b:TrainConfig # settings of another run
+)->list[str]: # in the order of the settings; empty if one run may resume the other
+    "List the settings that differ and affect a run's result"
     decisive = [setting.name for setting in fields(TrainConfig) if setting.name not in FREE]
     return [name for name in decisive if getattr(a, name) != getattr(b, name)]
 
 # %% ../nbs/train/config.ipynb #666f8cd1
 def _nearest(name, known, docs):
-    "The setting that a name probably means: one of similar spelling, or one whose line mentions it"
+    "The setting that a name probably means: similar spelling, or a description that mentions it"
     name = str(name)[:80].lower().replace('-', '_')
     mentions = [setting for setting in known if name.replace('_', ' ') in docs.get(setting, '')]
     return get_close_matches(name, known, 1) or mentions[:1]
@@ -124,7 +124,7 @@ def _quoted(name):
     return name if plain else shown(name)
 
 def _unknown(names):
-    "One line about names that no setting has"
+    "One line about unknown names"
     known, docs = [*TrainConfig.__dataclass_fields__, 'preset'], setting_docs()
     near = [setting for name in names[:5] for setting in _nearest(name, known, docs)]
     listed = ', '.join(map(_quoted, names[:5])) + (', ...' if len(names) > 5 else '')
@@ -135,10 +135,10 @@ def _unknown(names):
 # %% ../nbs/train/config.ipynb #16729fac
 def config_from(
     values:Mapping, # name of a setting -> value; `preset` -> name of the preset to start from
-    where:str|Path='', # where they are from, for errors
-    base:TrainConfig|None=None # to start from where no preset is named; None = `TrainConfig()`
+    where:str|Path='', # their source, for error messages
+    base:TrainConfig|None=None # to start from if no preset is named; None = `TrainConfig()`
 )->TrainConfig:
-    "Make settings from a mapping, checked"
+    "Make checked settings from a mapping"
     where = f'{where}: ' if str(where) else ''
     if not isinstance(values, Mapping):
         raise InputError(f'{where}settings must be names with values; got {shown(values)}; write them as name = value')
@@ -180,7 +180,7 @@ def _read_small(path):
 # %% ../nbs/train/config.ipynb #dde096ab
 def read_config(
     path:str|Path, # TOML file
-    base:TrainConfig|None=None # to start from where it names no preset; None = `TrainConfig()`
+    base:TrainConfig|None=None # to start from if the file names no preset; None = `TrainConfig()`
 )->TrainConfig:
     "Read settings from a TOML file"
     data = _read_small(path)
@@ -199,21 +199,21 @@ def read_config(
 def config_toml(
     config:TrainConfig # settings
 )->str: # TOML
-    "Write all settings as TOML text, each with its explanation as a comment"
+    "Write all settings as TOML text, each with its description as a comment"
     document, docs = tomlkit.document(), setting_docs()
     document.add(tomlkit.comment('Settings of dalnet. Relative paths start from the folder in which a command is run.'))
     tables_last = sorted(fields(config), key=lambda setting: setting.type is dict)
     for setting in tables_last:
         item = tomlkit.item(getattr(config, setting.name))
         document.add(setting.name, item)
-        if docs[setting.name]: item.comment(docs[setting.name])  # there is none without the source
+        if docs[setting.name]: item.comment(docs[setting.name])  # empty without the source
     return tomlkit.dumps(document)
 
 def write_config(
     config:TrainConfig, # settings
-    path:str|Path # TOML file to write; its folder is made
+    path:str|Path # TOML file to write; its folder is created
 ):
-    "Write all settings to a TOML file that `read_config` reads back the same"
+    "Write all settings to a TOML file that `read_config` reads back unchanged"
     try: data = config_toml(config).encode()
     except UnicodeEncodeError as error:
         letters = shown(error.object[error.start:error.end])

@@ -15,7 +15,7 @@ from .lattice import PermutohedralLattice, bilateral_features, position_features
 
 # %% ../nbs/use/crf.ipynb #28dc54de
 class _Kernel:
-    "A Gaussian filter as DenseCRF normalises it: symmetrically, by what ones become"
+    "A Gaussian filter with DenseCRF's symmetric normalisation, by the filtered ones"
     def __init__(self,
         features:Tensor # (N,d) positions in units of the standard deviation
     ):
@@ -26,7 +26,7 @@ class _Kernel:
     def __call__(self,
         values:Tensor # (N,K)
     )->Tensor: # (N,K)
-        "Replace each value by the weighted sum of all"
+        "Replace each value with the weighted sum of all"
         return self.norm*self.lattice.filter(self.norm*values, symmetric=False)
 
 # %% ../nbs/use/crf.ipynb #ff4a622a
@@ -43,7 +43,7 @@ def _lattice_crf(image, unary, n_iter, bilateral, gaussian):
 
 # %% ../nbs/use/crf.ipynb #de4cf665
 def _pydensecrf(image, unary, n_iter, bilateral, gaussian):
-    "The same by pydensecrf"
+    "The same with pydensecrf"
     from pydensecrf.densecrf import DenseCRF2D
     (K, H, W), (b_xy, b_rgb, b_weight), (g_xy, g_weight) = unary.shape, bilateral, gaussian
     crf = DenseCRF2D(W, H, K)
@@ -66,12 +66,12 @@ def check_engine(
 
 # %% ../nbs/use/crf.ipynb #bc931eaa
 def _contenders(probs, min_prob):
-    "Numbers of the labels that reach `min_prob` at some pixel, or win one; probs (K,H,W)"
+    "Labels that reach `min_prob` at some pixel, or win one; probs (K,H,W)"
     wins = probs.argmax(0).flatten().bincount(minlength=len(probs)) > 0
     return (wins | (probs.amax((1, 2)) >= min_prob)).nonzero()[:, 0]
 
 def _image_bytes(image, probs):
-    "(3,H,W) uint8 on the device of the probabilities, from any form that `dense_crf` takes"
+    "(3,H,W) uint8 on the device of the probabilities, from any form that `dense_crf` accepts"
     image = torch.as_tensor(image)
     if image.shape[-1] == 3 and image.shape[:2] == probs.shape[-2:]: image = image.permute(2, 0, 1)
     if image.shape[-2:] != probs.shape[-2:]:
@@ -88,9 +88,9 @@ def dense_crf(
     n_iter:int=10, # rounds of mean field
     bilateral:tuple=(121., 5., 4.), # standard deviations of position (pixels) and of colour (0-255), and weight
     gaussian:tuple=(1., 1.), # standard deviation of position (pixels), and weight
-    min_prob:float=.05 # classes that reach this nowhere, and win nowhere, are left out
+    min_prob:float=.05 # classes below this everywhere are left out, unless they win a pixel
 )->Tensor: # (K,H,W) probabilities
-    "Sharpen probabilities by a fully connected CRF (Krähenbühl and Koltun 2011)"
+    "Sharpen probabilities with a fully connected CRF (Krähenbühl and Koltun 2011)"
     check_engine(engine)
     image, kept = _image_bytes(image, probs), _contenders(probs, min_prob)
     result = torch.zeros_like(probs)

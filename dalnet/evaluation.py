@@ -80,7 +80,7 @@ class ThresholdSweep:
         "Count a batch"
         value, winner = (cam*tags[:, :, None, None]).max(1)
         keep = target != IGNORE
-        level = torch.bucketize(value[keep], self.edges.to(value))       # how many thresholds lie below the activation
+        level = torch.bucketize(value[keep], self.edges.to(value))       # number of thresholds below the activation
         index = (target[keep]*self.n + winner[keep] + 1)*(len(self.thresholds) + 1) + level
         self.counts += torch.bincount(index, minlength=self.counts.numel()).reshape(self.counts.shape).cpu()
 
@@ -149,7 +149,7 @@ def _cam_scores(sweep, fixed, names):
 def _items(model, dataset, device):
     "This process's share of a dataset, on the device: image (3,H,W), tags (C,) and mask (H0,W0)"
     if isinstance(model, torch.nn.Module): model.eval()
-    resolve_device(device, PATIENCE)  # joins the other processes, unless it has been done
+    resolve_device(device, PATIENCE)  # connects the processes, unless this has been done
     mine = shard(len(dataset))
     loader = torch.utils.data.DataLoader(dataset, sampler=mine, batch_size=None, num_workers=0)
     for item in progress(loader, len(mine)): yield [item[key].to(device) for key in ('image', 'tags', 'mask')]
@@ -160,14 +160,14 @@ def _sum_counts(tables):
         for table in tables: table.counts = all_reduce(table.counts)
 
 def _at_size(x, size, antialias=False):
-    "Resize (B,C,h,w) to `size`, unless it has it already"
+    "Resize (B,C,h,w) to `size` if needed"
     if x.shape[-2:] == size: return x
     return F.interpolate(x, size, mode='bilinear', align_corners=False, antialias=antialias)
 
 # %% ../nbs/use/evaluation.ipynb #fdb2527f
 @torch.inference_mode()
 def evaluate_cams(
-    model:Callable, # as `multi_scale_cam` takes it; returns (final, intermediate) activations, or the final ones only
+    model:Callable, # as for `multi_scale_cam`; returns (final, intermediate) activations, or only the final ones
     dataset:torch.utils.data.Dataset, # of image (3,H,W), tags and mask (H0,W0); e.g. VOCDataset(..., masks=True)
     scales:tuple=(1., .5, 1.5), # of the multi-scale CAMs
     flip:bool=True, # also flip each image left to right
@@ -205,7 +205,7 @@ class SegScores:
 
 # %% ../nbs/use/evaluation.ipynb #f1ab22f3
 def _variants(model, image, tags, scales, flip, crf, tile):
-    "Segment one image in every way that is scored: variant -> (C+1,h,w) probabilities"
+    "Segment one image in each way that is scored: variant -> (C+1,h,w) probabilities"
     single = predict_maps(model, image, (1.,), False, tile)
     multi = predict_maps(model, image, scales, flip, tile)
     found = {'single': single.probs, 'single, tags': limit_to_tags(single.probs, tags, single.tags),
@@ -224,7 +224,7 @@ def evaluate_segmentation(
     scales:tuple=(1., 1.25, 1.5), # of the variants "multi" and "crf"
     flip:bool=True, # also flip each image left to right there
     crf:str|None=None, # CRF engine, see `dense_crf`; None = no such variant
-    tile:int=1024, # largest side that is seen at once, pixels
+    tile:int=1024, # largest side processed at once, pixels
     device:str='cpu' # where the model is
 )->SegScores:
     "Score the segmentation, free and limited to the true tags"
@@ -242,12 +242,12 @@ def evaluate_segmentation(
 def evaluation_data(
     config:TrainConfig, # of the run
     split:str, # which images; "" = those for validation
-    data:str|Path|None=None, # another dataset than the settings'
+    data:str|Path|None=None, # a dataset to use instead of the settings'
     tags:str|Path|None=None, # another tag source
     mask_folder:str|Path|None=None, # another folder of masks, for images of your own
     classes:tuple|None=None # foreground names that the model knows, for images of your own
 )->ImageDataset: # with masks
-    "Open the images and masks to score on, resized as the run's settings say"
+    "Open the images and masks to score on, resized according to the run's settings"
     return open_data(config, EvalTransform(config.long_side), data or '', 'val', split=split, tags=tags,
                      mask_folder=mask_folder, classes=classes, show=progress)
 
@@ -255,7 +255,7 @@ def evaluation_data(
 def score_table(
     scores:dict # "inter" and "cam": `CamScores`, "seg": `SegScores`; each may be absent
 )->str: # a line for each label, a column for each kind of score
-    "Everything that was scored, in one table; CAMs at their best threshold"
+    "All scores in one table; CAMs at their best threshold"
     columns = {}
     for kind in ('inter', 'cam'):
         if kind in scores: columns[f'{kind} > {scores[kind].best}'] = scores[kind].best_iou, scores[kind].miou
@@ -264,9 +264,9 @@ def score_table(
 
 # %% ../nbs/use/evaluation.ipynb #16a3585d
 def nan_as_null(
-    value # number, text, dict, list or tuple, nested at will
+    value # number, text, dict, list or tuple, nested to any depth
 ): # the same, tuples as lists
-    "Replace every NaN by None, which JSON writes as null"
+    "Replace every NaN with None, which JSON writes as null"
     if isinstance(value, dict): return {key: nan_as_null(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)): return [nan_as_null(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -290,7 +290,7 @@ def report_scores(
     cam_scales:tuple=(1., .5, 1.5), # of the CAMs
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
     flip:bool=True # also flip each image left to right
-)->dict: # "cam", "inter" and "seg", as far as they were scored
+)->dict: # "cam", "inter" and "seg", those that were scored
     "Evaluate CAMs and segmentation, print the table and write it as JSON"
     start = time.perf_counter()
     scores = evaluate_cams(model, dataset, cam_scales, flip, device=device) if cams else {}

@@ -15,17 +15,17 @@ from .archives import TarMember, tar_images
 
 # %% ../nbs/use/image_files.ipynb #013347e3
 def _same_file(a, b):
-    "Whether two images are one file"
+    "Whether two images are the same file"
     if isinstance(a, TarMember) or isinstance(b, TarMember): return False
     return a.resolve() == b.resolve()
 
 class _Results:
-    "Images by the names of their results in a folder, if one is given"
+    "Images by the names of their results, which go into a folder if one is given"
     def __init__(self, out):
         self.out, self.images = None if out is None else Path(out), {}
 
     def holds(self, path):
-        "Whether a path is the folder of the results, or lies below it"
+        "Whether a path is the folder of the results or inside it"
         return self.out is not None and self.out.resolve() in (path.resolve(), *path.resolve().parents)
 
     def _beside(self, name, image):
@@ -33,7 +33,7 @@ class _Results:
         return (self.out/name).resolve().parent == image.resolve().parent
 
     def add(self, name, image):
-        "Add an image; two that would share a result are an `InputError`"
+        "Add an image; raise an `InputError` if two would share a result"
         if self._beside(name, image):
             raise InputError(f'{image}: its results would lie beside it; choose another out folder')
         if name in self.images and not _same_file(image, self.images[name]):
@@ -43,11 +43,11 @@ class _Results:
 
 # %% ../nbs/use/image_files.ipynb #71952d79
 def _cannot_list(error):
-    "Raise an `InputError` for a folder that may not be read"
+    "Raise an `InputError` for a folder that cannot be read"
     raise InputError(f'{error.filename}: cannot be listed ({error.strerror}); check its permissions')
 
 def _walk(folder, results):
-    "Add all images of a folder, and below it, that are no results"
+    "Add all images in a folder and its subfolders, except results"
     for parent, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = sorted(name for name in folders if not results.holds(Path(parent)/name))
         for name in sorted(files):
@@ -56,7 +56,7 @@ def _walk(folder, results):
                 results.add(str(path.relative_to(folder).with_suffix('')), path)
 
 def _matches(given, results):
-    "The files and folders that an input means"
+    "The files and folders that an input refers to"
     if Path(given).exists(): return [Path(given)]
     paths = [path for path in map(Path, sorted(glob.glob(given, recursive=True))) if not results.holds(path)]
     if not paths:
@@ -66,9 +66,9 @@ def _matches(given, results):
 # %% ../nbs/use/image_files.ipynb #65c6b6d7
 def find_images(
     inputs:Sequence, # files, folders, globs, and .tar archives
-    out:str|Path|None=None # folder for the results; what lies in it is left out
+    out:str|Path|None=None # folder for the results; images in it are left out
 )->dict[str,Path|TarMember]: # name of the result, without suffix -> image
-    "Find all images that the inputs mean; two that would share a name are an error"
+    "Find all images that the inputs refer to; raise an `InputError` if two would share a name"
     results = _Results(out)
     for given in map(str, inputs):
         for path in _matches(given, results):

@@ -30,13 +30,13 @@ from .transforms import EvalTransform
 def check_scales(
     scales:Sequence # factors for the image's sides
 ):
-    "Raise an `InputError` unless these are factors by which an image can be scaled"
+    "Raise an `InputError` unless an image can be scaled by these factors"
     if not len(scales) or not all(0 < scale <= 16 for scale in scales):
         raise InputError(f'scales must be one or more numbers above 0, and at most 16; got {tuple(scales)}')
 
 # %% ../nbs/use/inference.ipynb #c43411f9
 def _starts(length, tile, overlap):
-    "Where tiles of `tile` patches begin so that they cover `length` patches with at least `overlap` in common"
+    "Starts of tiles of `tile` patches that cover `length` patches with an overlap of at least `overlap`"
     if length <= tile: return [0]
     n = -(-(length - overlap)//(tile - overlap))
     return [round(i*(length - tile)/(n - 1)) for i in range(n)]
@@ -72,13 +72,13 @@ def _infer_tiled(model, image, tile, overlap):
 # %% ../nbs/use/inference.ipynb #d46db8ac
 @dataclass
 class Maps:
-    "What a model sees in one image, on H x W points"
-    tags:Tensor          # (C,) probability that the class is in the image
+    "The outputs of a model for one image, on H x W points"
+    tags:Tensor          # (C,) probability that each class is in the image
     probs:Tensor         # (C+1,H,W) class probabilities; 0 is the background
     cams:Tensor          # (C,H,W) in [0,1]
 
 def _views(image, scale, patch_size, flip):
-    "(1 or 2,3,H,W): an image (3,H0,W0) at a scale, its sides brought to whole patches, and its flip"
+    "(1 or 2,3,H,W): an image (3,H0,W0) at a scale, its sides rounded to whole patches, and its flip"
     sides = [patch_size*max(1, -(-round(side*scale)//patch_size)) for side in image.shape[-2:]]
     x = F.interpolate(image[None], sides, mode='bilinear', align_corners=False, antialias=scale < 1)
     return torch.cat([x, x.flip(-1)]) if flip else x
@@ -98,8 +98,8 @@ def predict_maps(
     image:Tensor, # (3,H,W) in [0,1], on the model's device
     scales:Sequence=(1., 1.25, 1.5), # factors for the image's sides
     flip:bool=True, # add flips
-    tile:int=1024, # largest side that is seen at once, pixels
-    max_side:int=2048 # the maps of larger images are kept at this size
+    tile:int=1024, # largest side processed at once, pixels
+    max_side:int=2048 # the longer side of the maps is at most this, pixels
 )->Maps: # at the image's size, or with a longer side of `max_side`
     "Segmentation, CAMs and tags at several scales (Section 4.2)"
     p = model.encoder.patch_size
@@ -116,12 +116,12 @@ def predict_maps(
 
 # %% ../nbs/use/inference.ipynb #e95ecff5
 def limit_to_tags(
-    probs:Tensor, # (C+1,H,W), of an image whose tags the network was not told
-    tags:Tensor, # (C,) in {0,1}, the tags that it has
-    belief:Tensor|None=None, # (C,) probability of each tag before, e.g. `Maps.tags`; None = as if all had been certain
-    floor:float=.02 # a belief below this counts as this
+    probs:Tensor, # (C+1,H,W), predicted without knowing the tags
+    tags:Tensor, # (C,) in {0,1}, the known tags
+    belief:Tensor|None=None, # (C,) prior probability of each tag, e.g. `Maps.tags`; None = all certain
+    floor:float=.02 # minimum for `belief`
 )->Tensor: # (C+1,H,W), classes without a tag are 0
-    "What the probabilities become when the tags are known: Bayes' rule"
+    "Update the probabilities for known tags by Bayes' rule"
     told = tags if belief is None else tags/belief.clamp(min=floor)
     probs = probs*F.pad(told, (1, 0), value=1.)[:, None, None]
     return probs/probs.sum(0).clamp(min=1e-12)
@@ -148,7 +148,7 @@ def _is_picture(shape):
 def as_image(
     x:str|Path|Image.Image|np.ndarray|Tensor # path, PIL image, array (H,W[,3 or 4]), or tensor (3,H,W) in [0,1]
 )->Image.Image: # RGB
-    "One image, whatever it came as"
+    "Convert an image in any form to RGB"
     if isinstance(x, (str, Path)): return load_image(x)
     if isinstance(x, Image.Image): return to_rgb(x)
     if torch.is_tensor(x) and x.ndim == 3 and len(x) in (1, 3):
@@ -176,9 +176,9 @@ def label_at(
 # %% ../nbs/use/inference.ipynb #daed9784
 @dataclass
 class Prediction:
-    "What the predictor says about one image of H x W pixels"
+    "The prediction for one image of H x W pixels"
     mask:Tensor          # (H,W) int64: 0 background, 1..C
-    tags:dict            # name -> probability in [0,1], of the classes it believes in, most likely first
+    tags:dict            # name -> probability in [0,1], predicted classes only, most likely first
     names:tuple          # of the C classes
     maps:Maps            # at the size at which they were computed
 
@@ -199,7 +199,7 @@ class Prediction:
         return {name: n/self.mask.numel() for name, n in zip(('background', *self.names), counts) if n}
 
 # %% ../nbs/use/inference.ipynb #15aea51a
-PATIENCE = 6*3600 # seconds that one process may need longer for its share of the images than another
+PATIENCE = 6*3600 # seconds that a process waits for the others to finish their images
 
 def _check_options(scales, crf, long_side, tile):
     "Raise an `InputError` for options of `Predictor` that cannot be used"
@@ -211,7 +211,7 @@ def _check_options(scales, crf, long_side, tile):
         raise InputError(f'long_side must be a number of pixels, or 0 to leave the size; got {long_side}')
 
 def _load(checkpoint, device):
-    "The model in eval mode, and its settings; a model itself has those of `TrainConfig()`"
+    "The model in eval mode, and its settings; a model without a checkpoint has those of `TrainConfig()`"
     if isinstance(checkpoint, DALNet): return checkpoint.to(device).eval(), TrainConfig()
     model, config = Checkpoint.load(checkpoint, device)
     if not has_segmentation(checkpoint):
@@ -227,9 +227,9 @@ class Predictor:
         scales:Sequence|None=None, # factors for the image's sides; None = the checkpoint's `test_scales`
         flip:bool=True, # add flips
         crf:str|None=None, # CRF engine, "lattice" or "pydensecrf"; None = without
-        long_side:int|None=None, # bring the longer side to this many pixels first; 0 = leave it; None = as in training
-        tile:int=1024, # largest side that is seen at once, pixels
-        tag_threshold:float=.5 # probability from which a tag is believed
+        long_side:int|None=None, # resize the longer side to this many pixels first; 0 = keep; None = as in training
+        tile:int=1024, # largest side processed at once, pixels
+        tag_threshold:float=.5 # tags of at least this probability are predicted
     ):
         _check_options(scales, crf, long_side, tile)
         self.device = resolve_device(device, PATIENCE)
@@ -247,7 +247,7 @@ def _weights_checksum(model):
 
 @patch(as_prop=True)
 def settings(self:Predictor)->dict:
-    "What decides a prediction, weights included"
+    "Everything that affects a prediction, including a checksum of the weights"
     return dict(weights=_weights_checksum(self.model), scales=list(self.scales), flip=self.flip, crf=self.crf,
                 long_side=self.long_side, tile=self.tile, tag_threshold=self.tag_threshold)
 
@@ -290,7 +290,7 @@ def _one(self:Predictor, x, tags):
 @torch.no_grad()
 def __call__(self:Predictor,
     images, # a path, PIL image, array or tensor; or a list, (B,3,H,W) tensor or (B,H,W,3) array of them
-    tags=None # class names (or (C,) numbers in {0,1}) that the mask may use, for a batch one such for each; None = all
+    tags=None # class names (or (C,) numbers in {0,1}) that the mask may use, one set per image for a batch; None = all
 )->Prediction|list[Prediction]: # a list for a batch
     "Label every pixel"
     batch = isinstance(images, (list, tuple)) or getattr(images, 'ndim', 0) == 4

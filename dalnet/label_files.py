@@ -31,7 +31,7 @@ from .transforms import EvalTransform
 
 # %% ../nbs/use/label_files.ipynb #c7777b9c
 def _left(n, is_done):
-    "Which of n things remain to be done: each is looked at by one process, and all know the answer before any starts"
+    "Which of n items are unfinished: one process checks each, and all know the result before any starts"
     with explain_lost_rank():
         return sorted(all_gather([i for i in shard(n) if not is_done(i)]))
 
@@ -50,7 +50,7 @@ def _failure_line(image, error):
 
 # %% ../nbs/use/label_files.ipynb #ec70ea8f
 def _source(image):
-    "What tells one image file from another"
+    "The identity of an image file"
     if isinstance(image, TarMember):
         modified = image.archive.stat().st_mtime_ns
         return dict(name=image.name, bytes=image.size, modified_ns=modified,
@@ -58,12 +58,12 @@ def _source(image):
     return dict(name=image.name, bytes=image.stat().st_size, modified_ns=image.stat().st_mtime_ns)
 
 def _overlay(picture, mask):
-    "The picture with the colours of its labels over it, where there are any; mask (H,W) uint8"
+    "The image with its label colours over it; mask (H,W) uint8"
     shade = Image.blend(picture, Image.fromarray(palette()[mask]), .6)
     return Image.composite(shade, picture, Image.fromarray((mask > 0).astype(np.uint8)*255))
 
 def _write_prediction(image, picture, prediction, stem, settings):
-    "Mask, overlay, JSON of one image"
+    "Write mask, overlay and JSON of one image"
     mask = prediction.mask.numpy().astype(np.uint8)
     write_whole(Path(f'{stem}.png'), lambda part: save_mask(mask, part))
     write_whole(Path(f'{stem}_overlay.jpg'), lambda part: _overlay(picture, mask).save(part, quality=90))
@@ -73,7 +73,7 @@ def _write_prediction(image, picture, prediction, stem, settings):
     write_whole(Path(f'{stem}.json'), lambda part: part.write_text(text, encoding='utf-8'))
 
 def _is_done(image, stem, settings):
-    "Whether mask and record of this very image, made by these settings, exist"
+    "Whether mask and record of this image exist, made with these settings"
     try:
         record = json.loads(Path(f'{stem}.json').read_text(encoding='utf-8'))
         same = record['settings'] == settings and record['source'] == _source(image)
@@ -85,11 +85,11 @@ def predict_files(
     predictor:Predictor, # labels them
     inputs:Sequence, # files, folders, globs, and .tar archives
     out:str|Path # folder for NAME.png, NAME_overlay.jpg and NAME.json
-)->tuple[int,int,list]: # how many were labelled, how many were done before, and a line for each that failed
-    "Label images into files, skipping what is done"
+)->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
+    "Label images into files, skipping finished ones"
     settings, out, failures = predictor.settings, Path(out), []
     images = list(find_images(inputs, out).items())
-    with explain_lost_rank():                                            # a folder may change between two looks
+    with explain_lost_rank():                                            # a folder may change in between
         images = all_gather(images if is_main() else [])
     todo = _left(len(images), lambda i: _is_done(images[i][1], out/images[i][0], settings))
     mine = [todo[i] for i in shard(len(todo))]
@@ -113,7 +113,7 @@ class _Labeller:
         self.par = PAR().to(device)
 
     def label(self, i):
-        "(H,W) uint8 at the image's own size: 0 background, 1..C, 255 ignore"
+        "(H,W) uint8 at the image's original size: 0 background, 1..C, 255 ignore"
         with self.dataset.open_image(i) as picture:
             size, image = upright_size(picture), self.dataset.transform(picture)['image'][None].to(self.device)
         tags = torch.from_numpy(self.dataset.tag_row(i))[None].float().to(self.device)
@@ -123,7 +123,7 @@ class _Labeller:
         return F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
 
     def __call__(self, i):
-        "Label an image into its file; None, or the line that says what is wrong with it"
+        "Label an image into its file -> None, or a line about what is wrong with it"
         name = self.dataset.names[i]
         try:
             label, path = self.label(i), self.out/f'{name}.png'
@@ -140,7 +140,7 @@ def _start_labeller(*start):
 def _label_one(i): return _labeller(i)
 
 def _label_in_pool(todo, processes, start):
-    "(number, line or None) of each image; the work is done by processes that live as long as this call"
+    "(number, line or None) of each image, from processes that run for this call only"
     context = torch.multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(processes, context, _start_labeller, start) as pool:
         jobs = {pool.submit(_label_one, i): i for i in todo}
@@ -161,10 +161,10 @@ def _label_all(todo, processes, *start):
 
 # %% ../nbs/use/label_files.ipynb #ab747d94
 def _keep_settings(out, about):
-    "Write settings.json if there is none, and raise an `InputError` if it says anything else than `about`"
+    "Write settings.json if there is none, and raise an `InputError` if it differs from `about`"
     record = out/'settings.json'
     foreign = None if record.is_file() else next(out.glob('*.png'), None)
-    with explain_lost_rank(): barrier()                                  # all have looked before anybody writes
+    with explain_lost_rank(): barrier()                                  # all have checked before any writes
     if foreign:
         raise InputError(f'{foreign}: not a label of dalnet; choose another out than {out}')
     if is_main() and not record.is_file():
@@ -178,7 +178,7 @@ def _keep_settings(out, about):
 
 # %% ../nbs/use/label_files.ipynb #2090ec1d
 def _label_options(config, scales, flip, high, low):
-    "What decides a label besides weights and tags; high and low may be None"
+    "What affects a label besides weights and tags; high and low may be None"
     check_scales(scales)
     high, low = config.high if high is None else high, config.low if low is None else low
     if not 0 <= low <= high <= 1:
@@ -197,17 +197,17 @@ def _label_data(config, checkpoint, names, data, split, tags):
 def pseudo_label_files(
     checkpoint:str|Path, # folder of a checkpoint
     out:str|Path, # folder for NAME.png
-    data:str|Path|None=None, # dataset folder; None = the one of the training
-    split:str|None=None, # list of images; None = the one of the training
+    data:str|Path|None=None, # dataset folder; None = as in training
+    split:str|None=None, # list of images; None = as in training
     tags:str|Path|None=None, # tag source; None = as in training
     scales:Sequence=(1., .5, 1.5), # of the CAMs
     flip:bool=True, # add flips
     high:float|None=None, # above: the class; None = as in training
     low:float|None=None, # at or below: background; None = as in training
-    processes:int=1, # started for this call to share the images; 1 where a launcher has started several
+    processes:int=1, # processes to start for this call; 1 if a launcher has started several
     device:str='auto' # "cpu", "cuda", or "auto"
-)->tuple[int,int,list]: # how many were labelled, how many were done before, and a line for each that failed
-    "Write the refined pseudo labels of a training set, skipping what is done"
+)->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
+    "Write the refined pseudo labels of a training set, skipping finished ones"
     device, out, launched = resolve_device(device, PATIENCE), Path(out), world_size()
     if processes > 1 and launched > 1:
         raise InputError(
@@ -226,10 +226,10 @@ def pseudo_label_files(
     return len(todo) - len(failures), len(dataset) - len(todo), failures
 
 # %% ../nbs/use/label_files.ipynb #ab1a1e09
-_FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # where the server looks for masks
+_FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # where the server expects the masks
 
 def _pack(path, masks, kind):
-    "Write file name -> PNG as an archive whose name would end in `kind`"
+    "Write {file name: PNG} as an archive of type `kind`"
     if kind.endswith('.zip'):
         with zipfile.ZipFile(path, 'w') as file:
             for name, png in masks.items(): file.writestr(f'{_FOLDER}/{name}', png)
@@ -258,7 +258,7 @@ def write_submission(
     dataset:ImageDataset, # of VOC's test split
     archive:str|Path # .zip, .tar, .tar.gz or .tgz to write
 )->Path: # `archive`
-    "Write results/VOC2012/Segmentation/comp6_test_cls/*.png as the VOC server expects it"
+    "Write results/VOC2012/Segmentation/comp6_test_cls/*.png as the VOC server expects"
     archive, kind = Path(archive), _archive_kind(Path(archive))
     mine, masks = shard(len(dataset)), []
     for i in progress(mine, len(mine)):

@@ -20,11 +20,11 @@ from .core import InputError, first_line
 def _grouped(): return dist.is_available() and dist.is_initialized()
 
 def rank()->int: # from 0
-    "The number of this process"
+    "The rank of this process"
     return dist.get_rank() if _grouped() else 0
 
 def world_size()->int: # at least 1
-    "How many processes there are"
+    "The number of processes"
     return dist.get_world_size() if _grouped() else 1
 
 def is_main()->bool:
@@ -33,14 +33,14 @@ def is_main()->bool:
 
 # %% ../nbs/train/processes.ipynb #a5a5e053
 def _join_group(backend, timeout):
-    "Connect the processes; each restart by torchrun meets under its own prefix"
+    "Connect the processes; each restart by torchrun uses its own prefix"
     if backend == 'nccl': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     store, number, size = next(dist.rendezvous('env://', timeout=timeout))
     store = dist.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
 
 def _check_launch(name):
-    "Raise an `InputError` where the processes cannot work together on this device"
+    "Raise an `InputError` if the processes cannot work together on this device"
     if 'WORLD_SIZE' not in os.environ and int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
         raise InputError(
             'Slurm started several copies that do not know each other; '
@@ -54,9 +54,9 @@ def _check_launch(name):
 # %% ../nbs/train/processes.ipynb #8c09045a
 def resolve_device(
     name:str, # "cpu", "cuda", or "auto"
-    timeout:int=600 # seconds without an answer after which another process counts as dead
+    timeout:int=600 # seconds without a response before another process is considered lost
 )->str: # "auto" is the GPU if there is one; each process on a machine gets its own
-    "The device that a setting means; also joins the processes that a launcher started"
+    "Turn the setting into a device, and connect the processes that a launcher started"
     if name == 'cuda' and not torch.cuda.is_available():
         raise InputError('device cuda: PyTorch finds no GPU; choose "cpu" or "auto"')
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -87,7 +87,7 @@ def in_notebook()->bool:
     return 'IPKernelApp' in getattr(sys.modules['IPython'].get_ipython(), 'config', ())
 
 class _NotebookLine:
-    "What tqdm takes for a file: a line of a notebook's output that is replaced by each write"
+    "A file-like object for tqdm: a line of notebook output that each write replaces"
     def __init__(self):
         from IPython.display import display
         self.handle = display({'text/plain': ''}, raw=True, display_id=True)
@@ -101,19 +101,19 @@ class _NotebookLine:
 def progress(
     steps, # iterable
     total:int # its length
-): # a tqdm bar with the time left, in a terminal or a notebook and on rank 0; else `steps` itself
-    "Show progress where somebody is watching"
+): # a tqdm bar with the time left, on rank 0 in a terminal or a notebook; else `steps` itself
+    "Show a progress bar in a terminal or a notebook"
     if is_main() and sys.stdout.isatty():
-        width, height = shutil.get_terminal_size()                       # 80 x 24 where a terminal tells no size
+        width, height = shutil.get_terminal_size()                       # 80 x 24 if a terminal reports no size
         return tqdm(steps, total=total, leave=False, file=sys.stdout, ncols=width, nrows=height)
     if is_main() and in_notebook(): return tqdm(steps, total=total, leave=False, file=_NotebookLine())
     return steps
 
 # %% ../nbs/train/processes.ipynb #b9eaf831
 def shard(
-    n:int # things to do
+    n:int # number of items
 )->range: # the indices that this rank takes
-    "Every `world_size()`-th index from `rank()` on, so that each is taken by exactly one rank"
+    "Every `world_size()`-th index from `rank()` on, so that exactly one rank takes each"
     return range(rank(), n, world_size())
 
 # %% ../nbs/train/processes.ipynb #35f39c59
@@ -122,7 +122,7 @@ def all_reduce(
 )->torch.Tensor: # the sum over the ranks, on the device of `counts`; the same on every rank
     "Sum over all ranks"
     if world_size() == 1: return counts
-    total = counts.to('cuda' if dist.get_backend() == 'nccl' else 'cpu', copy=True)  # NCCL reduces on GPUs only
+    total = counts.to('cuda' if dist.get_backend() == 'nccl' else 'cpu', copy=True)  # NCCL works on GPUs only
     dist.all_reduce(total)
     return total.to(counts.device)
 
@@ -137,7 +137,7 @@ def all_gather(
     return [item for part in each for item in part]
 
 def barrier():
-    "Wait until all ranks are here"
+    "Wait for all ranks"
     if world_size() > 1: dist.barrier()
 
 def leave_group():
@@ -149,7 +149,7 @@ _LOST = ('gloo', 'nccl', 'connection', 'timed out', 'timeout', 'peer')
 
 @contextmanager
 def explain_lost_rank():
-    "Say in one line that another process was lost"
+    "Turn the error about a lost process into one line"
     try: yield
     except RuntimeError as e:
         if world_size() == 1 or not any(word in str(e).lower() for word in _LOST): raise

@@ -29,7 +29,7 @@ from .text import TextEmbeddings
 
 # %% ../nbs/train/step.ipynb #bc18fca9
 def _check_setup(config, device, n):
-    "Raise an `InputError` where the settings do not suit the device or the number of processes"
+    "Raise an `InputError` if the settings do not suit the device or the number of processes"
     parts = n*config.accumulate
     if config.batch_size % parts:
         raise InputError(
@@ -66,16 +66,16 @@ def start_accelerator(
 
 # %% ../nbs/train/step.ipynb #e2a8a473
 class TrainStep(nn.Module):
-    "From images and tags to the loss of Eq. 8: the module that is wrapped for several processes and for autocast"
+    "From images and tags to the loss of Eq. 8: the module wrapped for several processes and autocast"
     def __init__(self, model:DALNet, config:TrainConfig):
         super().__init__()
         self.model, self.config, self.par = model, config, PAR()
 
     def label(self,
         batch:dict, # image (B,3,H,W), tags (B,C), roi (B,4)
-        segment:bool, # also label pixels
+        segment:bool, # whether to label pixels too
         activations:tuple|None=None # of these images at scale 1, if they are known already
-    )->PseudoLabels|None: # None where no loss needs labels
+    )->PseudoLabels|None: # None if no loss needs labels
         "Make pseudo labels from the network's own class activation maps"
         c = self.config
         if not (segment or c.weight_ptc): return None
@@ -90,7 +90,7 @@ class TrainStep(nn.Module):
 def forward(self:TrainStep,
     batch:dict, # image, tags, roi, and with local views local and boxes
     segment:bool, # whether the segmentation head is trained
-    parts:int=1, # of the step, over all processes, this one included
+    parts:int=1, # number of parts of the step, over all processes
     pseudo:PseudoLabels|None=None, # of these images, if they are known already
     counts:torch.Tensor|None=None # (4,) `label_counts` of all parts, if they are known already
 )->tuple: # terms by name, detached; the loss; and activations, labelled pixels and logits for a panel
@@ -111,7 +111,7 @@ def forward(self:TrainStep,
 def explain_memory(
     config:TrainConfig # of the run
 ):
-    "Say in one line that the memory is too small"
+    "Turn out-of-memory errors into one line"
     try: yield
     except (MemoryError, RuntimeError) as e:                              # torch.OutOfMemoryError is a RuntimeError
         if 'DataLoader worker' in str(e):
@@ -132,7 +132,7 @@ def prepare_step(
     accelerator:Accelerator, # of `start_accelerator`
     found:Path|None=None # checkpoint to resume from
 )->tuple: # `TrainStep`, optimiser, and the rest of the checkpoint's state
-    "Build network and optimiser, and let accelerate prepare them"
+    "Build the network and the optimiser, and let accelerate prepare them"
     with explain_memory(config), explain_lost_rank():
         torch.manual_seed(config.seed)
         model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
@@ -183,7 +183,7 @@ def take_step(
     segment:bool, # whether the segmentation head is trained
     config:TrainConfig
 )->tuple: # "total", "grad" (the gradient's norm) and the terms by name, means over all ranks; what the first part saw
-    "Losses and gradients of a step; the weights do not move yet"
+    "Losses and gradients of a step; does not update the weights"
     parts = _split(batch, config.accumulate)
     pseudo, counts = [None]*len(parts), None
     if len(parts) > 1: pseudo, counts = _label_parts(accelerator, step, parts, segment)
@@ -203,14 +203,14 @@ def take_step(
 
 # %% ../nbs/train/step.ipynb #f9e280c9
 class FiniteCheck:
-    "Stops or skips where a loss or the gradient is not finite"
+    "Stops the run or skips the step if a loss or the gradient is not finite"
     def __init__(self,
         config:TrainConfig # its fields `nan` and `precision`
     ): self.config, self.in_a_row = config, 0
 
     def __call__(self,
         values:dict, # of `take_step`
-        iteration:int, # for the message
+        iteration:int, # for the error message
         names:list # images of this rank
     )->bool:
         "Whether the step may be taken"
