@@ -31,12 +31,12 @@ def _rescale(image, scale, long_side):
 
 def plain_pipeline(
     crop:int=448, # side of the square crop, pixels
-    scale:tuple=(.5, 2.), # range of the random factor
-    long_side:int|None=None, # the longer side before that factor, pixels; None = as it is
+    scale:tuple=(.5, 2.), # range of the random rescaling
+    long_side:int|None=None, # longer side before rescaling, pixels; None = unchanged
     jitter:float=.4, # strength of the colour jitter
-    blur:float=.1 # probability of a blur
+    blur:float=.1 # probability of a Gaussian blur
 )->Callable: # path -> (3,crop,crop) float
-    "The usual training transform: decode everything, then every step of v2 in turn"
+    "The usual training transform: decode the full image, then apply each v2 step in turn"
     steps = [_open_rgb, v2.PILToTensor(), partial(_rescale, scale=scale, long_side=long_side),
              v2.RandomHorizontalFlip(), v2.RandomCrop(crop, pad_if_needed=True, fill=128)]
     if jitter: steps.append(v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8))
@@ -45,18 +45,18 @@ def plain_pipeline(
 
 # %% ../nbs/appendix/bench.ipynb #6bd587e2
 def _seconds_each(load, items):
-    "Mean seconds that one call of `load` takes"
+    "Mean seconds per call of `load`"
     start = time.perf_counter()
     for item in items: load(item)
     return (time.perf_counter() - start)/len(items)
 
 def loading_speed(
     dataset:ImageDataset, # its transform is a `TrainTransform`
-    n:int=48, # images of each round
-    rounds:int=5, # of which the median counts
+    n:int=48, # images per round
+    rounds:int=5, # number of rounds; the median is reported
     **settings # of `plain_pipeline`
-)->dict: # images a second on one core: "plain", "dalnet", and "decoded" where pictures are kept decoded
-    "Compare loading with the plain pipeline, in turns, on one thread"
+)->dict: # images per second on one core: "plain", "dalnet", and "decoded" if images are kept decoded
+    "Compare loading with the plain pipeline, alternating, on one thread"
     if n < 1:
         raise InputError(f'images must be at least 1; got {n}')
     if getattr(dataset, 'shards', None):
@@ -78,8 +78,8 @@ def loading_speed(
 
 # %% ../nbs/appendix/bench.ipynb #f4050be3
 def bench_loading(
-    config:TrainConfig, # names the images and their augmentation
-    n:int=48 # images of each round
+    config:TrainConfig, # dataset and augmentation settings
+    n:int=48 # images per round
 ):
     "Measure `loading_speed` on the images of a run, and print it"
     from dalnet.build import training_data
@@ -93,10 +93,10 @@ def bench_loading(
 
 # %% ../nbs/appendix/bench.ipynb #1c26f7b9
 def bench_waiting(
-    config:TrainConfig, # of the run
-    steps:int=20 # training steps; the second half counts
+    config:TrainConfig, # settings of the run
+    steps:int=20 # training steps; the second half is measured
 ):
-    "Train for some steps, and print which share of the time went by waiting for images"
+    "Train for some steps, and print the share of time spent waiting for images"
     from dalnet.training import train
     from dalnet.watch import read_log
     half = max(1, steps//2)
@@ -108,12 +108,12 @@ def bench_waiting(
           f'({config.workers} workers, batch {config.batch_size}, {seconds:.2f} s a step)')
 
 # %% ../nbs/appendix/bench.ipynb #ce5a4bcc
-_BLOCK = 100_000  # rows that are drawn at a time
+_BLOCK = 100_000  # rows generated at a time
 
 def random_table(
     path:str|Path, # CSV to write
     n:int, # rows
-    seed:int=0 # the same seed writes the same bytes
+    seed:int=0 # the same seed gives the same bytes
 )->Path: # `path`
     "A CSV of n rows, each with one to three of 80 tags, whose images do not exist"
     rng = np.random.default_rng(seed)
@@ -129,13 +129,13 @@ def random_table(
 
 # %% ../nbs/appendix/bench.ipynb #621d0b44
 def _memory_gib():
-    "Memory of this process, in GiB: the peak, what it holds, and what of that is no mapped file (Linux)"
+    "Memory of this process, in GiB: peak, held, and held without mapped files (Linux)"
     status = dict(line.split(':', 1) for line in open('/proc/self/status'))
     peak, held, mapped = (int(status[name].split()[0])/2**20 for name in ('VmHWM', 'VmRSS', 'RssFile'))
     return round(peak, 3), round(held, 3), round(held - mapped, 3)
 
 def _open_here(source):
-    "Open a set in this process -> what it cost"
+    "Open a dataset in this process and return the cost"
     imports, start = _memory_gib()[1], time.perf_counter()
     dataset = TaggedImageDataset(source)
     seconds, start = time.perf_counter() - start, time.perf_counter()
@@ -150,10 +150,10 @@ _CHILD = 'import json, sys; from dalnet.bench import _open_here; print(json.dump
 
 # %% ../nbs/appendix/bench.ipynb #cf3d6cfb
 def opening_cost(
-    source:str|Path # what `TaggedImageDataset` reads
-)->list[dict]: # when the index is made, and again: images, seconds, microseconds a row, and memory in GiB:
-               # peak, held, own (held, but for mapped files), and imports (held before the set was opened)
-    "What it costs to open a set, the first and the second time, each in a process of its own (Linux)"
+    source:str|Path # anything that `TaggedImageDataset` reads
+)->list[dict]: # when the index is made, and again: images, seconds, microseconds per row, and memory in GiB:
+               # peak, held, own (held, without mapped files), and imports (held before opening)
+    "Measure opening a dataset the first and the second time, each in a fresh process (Linux)"
     costs = []
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | dict(DALNET_CACHE=cache)
@@ -167,9 +167,9 @@ def opening_cost(
 
 # %% ../nbs/appendix/bench.ipynb #5f4e23a7
 def bench_opening(
-    rows:int=5_000_000 # of the table
+    rows:int=5_000_000 # number of rows in the table
 ):
-    "Open a made-up table of many rows, twice, and print what it cost"
+    "Open a random table of many rows twice, and print the cost"
     if rows <= CHECK_FILES:
         raise InputError(f'rows must be more than {CHECK_FILES:,}; got {rows:,}: smaller sets look at every image')
     with tempfile.TemporaryDirectory() as folder:

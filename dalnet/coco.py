@@ -33,7 +33,7 @@ def find_coco(
     root:str|Path, # folder with annotations/
     split:str='', # "train2014", "val2017", ..., or "train" or "val" of whichever year is there; "" = "train"
 )->str: # the split with its year
-    "Which annotation file a split means"
+    "Find the annotation file of a split"
     files = (Path(root)/'annotations').glob('instances_*.json')
     there, split = sorted(file.stem.removeprefix('instances_') for file in files), split or 'train'
     if split in there: return split
@@ -57,7 +57,7 @@ def _image_folders(root, split):
     return {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
 
 def _find_picture(folders, file, split):
-    "Where an image is, in either style of names; None if nowhere"
+    "Path of an image, in either style of names, or None"
     names, number = [Path(file).name], _number(file)
     if number is not None: names += [f'{number:012d}.jpg', f'COCO_{split}_{number:012d}.jpg']
     for folder, there in folders.items():
@@ -68,16 +68,16 @@ def _find_picture(folders, file, split):
 
 # %% ../nbs/data/coco.ipynb #b6fcbd20
 class COCODataset(ImageDataset):
-    "MS COCO 2014 or 2017; masks only where they are asked for"
+    "MS COCO 2014 or 2017; masks only on request"
     def __init__(self,
         root:str|Path, # folder with annotations/ and the image folders
         split:str='', # "train2014", "val2017", ..., or "train" or "val" of whichever year is there; "" = "train"
         tags:str|Path='auto', # "auto": the categories of the objects; or a list of "NAME i j k", classes counted from 0
         transform=None, # image -> dict(image, roi, ...); None = `EvalTransform()`
-        masks:bool=False, # also load the masks, rendering them first where they are not; for evaluation only
+        masks:bool=False, # also load the masks, rendering missing ones first; for evaluation only
         allow_untagged:bool=False, # keep images without an object
         skip_bad:bool=False, # leave bad images out, and list them in `skipped`
-        processes:int|None=None, # that render masks; None = one for each core
+        processes:int|None=None, # number of rendering processes; None = one per core
         show=lambda steps, total: steps # wraps the rendering, e.g. `progress`
     ):
         self.root, self.transform, self.masks = Path(root), transform or EvalTransform(), masks
@@ -100,7 +100,7 @@ class COCODataset(ImageDataset):
 
 # %% ../nbs/data/coco.ipynb #3e724755
 def _unique_stems(files):
-    "What results are called: the names without folder and suffix, or with the folder where that is not unique"
+    "Names for results: without folder and suffix, or with the folder if that is not unique"
     stems = [Path(file).stem for file in files]
     if len(set(stems)) == len(stems): return stems
     return [str(Path(file).with_suffix('')) for file in files]
@@ -130,7 +130,7 @@ def _check(self:COCODataset, number, file, broken):
 # %% ../nbs/data/coco.ipynb #6a237853
 @patch
 def _picture(self:COCODataset, file):
-    "Where an image is, in either style of names"
+    "Path of an image, in either style of names"
     path = _find_picture(self._where, file, self.split)
     if path is None:
         raise InputError(f'{self.root}/{self.split}/{file}: file not found; unpack the images of {self.split} there')
@@ -147,7 +147,7 @@ def load_mask(self:COCODataset, i, size):
 
 # %% ../nbs/data/coco.ipynb #5bb8608c
 def _report_split(root, path):
-    "Lines about one annotation file, and lines about what it lacks"
+    "Report lines for one annotation file, and lines about what is missing"
     split, index = path.stem.removeprefix('instances_'), read_index(path)
     tags, files, folders = index['tags'], index['name'], _image_folders(root, split)
     found = [_find_picture(folders, str(file), split) is not None for file in files]
@@ -165,11 +165,11 @@ def _report_split(root, path):
 # %% ../nbs/data/coco.ipynb #6e42ce86
 def coco_report(
     root:str|Path # folder with annotations/
-)->tuple[list,list]: # lines to read, and a line for each thing that is missing
-    "What of COCO is there, with counts"
+)->tuple[list,list]: # report lines, and a line for each missing item
+    "Report which parts of COCO are there, with counts"
     root, lines, missing = Path(root), [], []
     paths = sorted((root/'annotations').glob('instances_*.json'))
-    if not paths: find_coco(root)  # says what is missing
+    if not paths: find_coco(root)  # raises an error that says what is missing
     for path in paths:
         there, gone = _report_split(root, path)
         lines, missing = lines + there, missing + gone

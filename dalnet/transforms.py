@@ -16,13 +16,13 @@ from .images import decode, upright_size
 
 # %% ../nbs/data/transforms.ipynb #f955bb69
 def _place(side, crop):
-    "Along one axis: where in the picture to start, and the first and last pixel that it fills in the crop"
+    "Along one axis: where in the image to start, and the first and last pixel that it fills in the crop"
     start = int(torch.randint(0, abs(side - crop) + 1, ()))
     if side > crop: return start, 0, crop
     return 0, start, start + side
 
 def _standard_crop(image, crop, scale, long_side):
-    "Decode, resize by one factor, flip, cut or pad with grey: (3,crop,crop) uint8 and its roi"
+    "Decode, resize by one factor, flip, crop or pad with grey: (3,crop,crop) uint8 and its roi"
     size, factor = upright_size(image), torch.empty(()).uniform_(*scale).item()
     if long_side: factor *= long_side/max(size)
     height, width = (max(1, round(side*factor)) for side in size)
@@ -35,12 +35,12 @@ def _standard_crop(image, crop, scale, long_side):
 
 # %% ../nbs/data/transforms.ipynb #165e5349
 def _dino_crop(image, crop):
-    "Decode, resize a random rectangle to the crop, flip: (3,crop,crop) uint8, all of it picture"
+    "Decode, resize a random rectangle to the crop, flip: (3,crop,crop) uint8, without padding"
     height, width = upright_size(image)
     canvas = torch.empty(1, 1, 1).expand(1, height, width)               # has a size, but takes no memory
     box = v2.RandomResizedCrop(crop, (.4, 1.)).make_params([canvas])
     pixels = TF.pil_to_tensor(decode(image, crop/min(box['height'], box['width'])))
-    now_height, now_width = pixels.shape[1:]                             # smaller where a JPEG was decoded smaller
+    now_height, now_width = pixels.shape[1:]                             # smaller if a JPEG was decoded at reduced size
     top, box_height = (round(box[key]*now_height/height) for key in ('top', 'height'))
     left, box_width = (round(box[key]*now_width/width) for key in ('left', 'width'))
     view = TF.resized_crop(pixels, top, left, max(1, box_height), max(1, box_width), [crop, crop],
@@ -63,14 +63,14 @@ def _colour_recipes(augment, jitter, blur, local=False):
     return [steps]
 
 def _pipeline(recipes):
-    "Follow one of several lists of transforms, each with the same chance, and end in floats of [0,1]"
+    "Apply one of several lists of transforms, chosen uniformly, and convert to floats in [0,1]"
     ways = [v2.Compose(steps) if steps else v2.Identity() for steps in recipes]
     one = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
     return v2.Compose([one, v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])
 
 # %% ../nbs/data/transforms.ipynb #774629d6
 def _local_views(crop, roi, n, size, colours):
-    "(n,3,size,size) views from inside the picture's part of a uint8 crop, and their (n,4) boxes in it"
+    "(n,3,size,size) views from the image part of a uint8 crop, and their (n,4) boxes in it"
     y0, y1, x0, x1 = roi
     inside, draw = tv_tensors.Image(crop[..., y0:y1, x0:x1]), v2.RandomResizedCrop(size, (.05, .4))
     views, boxes = [], []
@@ -86,15 +86,15 @@ def _local_views(crop, roi, n, size, colours):
 
 # %% ../nbs/data/transforms.ipynb #a3fd6d54
 class TrainTransform:
-    "Rescale, flip, crop, colours; tells which part of the crop is image; may add local views"
+    "Rescale, flip, crop, jitter colours; return which part of the crop is image, and optional local views"
     def __init__(self,
         crop:int=448, # side of the square crop, pixels
         scale:tuple=(.5, 2.), # range of the random rescaling of "standard"
-        long_side:int|None=None, # pixels that factor 1 gives the longer side; None = its own length
-        jitter:float=.4, # of brightness, contrast and saturation in "standard"; hue gets a quarter of it; 0 = none
+        long_side:int|None=None, # longer side at factor 1, pixels; None = its own length
+        jitter:float=.4, # of brightness, contrast and saturation in "standard"; a quarter of it for hue; 0 = none
         blur:float=.1, # probability of a Gaussian blur in "standard"
         augment:str='standard', # "standard" or "dino"
-        local_crops:int=0, # local views
+        local_crops:int=0, # number of local views
         local_size:int=96 # their side, pixels
     ):
         check_choice('augment', augment, ('standard', 'dino'))
@@ -104,8 +104,8 @@ class TrainTransform:
         self.local_colours = _pipeline(_colour_recipes(augment, jitter, blur, local=True))
 
     def __call__(self,
-        image:Image.Image # decoded or not
-    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; perhaps local (L,3,s,s), boxes (L,4) int64
+        image:Image.Image # decoded or not yet
+    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; optionally local (L,3,s,s), boxes (L,4) int64
         "Augment one image"
         if self.augment == 'dino': crop, roi = _dino_crop(image, self.crop)
         else: crop, roi = _standard_crop(image, self.crop, self.scale, self.long_side)
@@ -117,13 +117,13 @@ class TrainTransform:
 
 # %% ../nbs/data/transforms.ipynb #82db6b2d
 class EvalTransform:
-    "Keep the picture and its aspect; only bring the longer side to a given length, if one is given"
+    "Keep the image as it is, or resize its longer side to a given length"
     def __init__(self,
         long_side:int|None=None # pixels; None or 0 keeps the size
     ): self.long_side = long_side
 
     def __call__(self,
-        image:Image.Image # decoded or not
+        image:Image.Image # decoded or not yet
     )->dict: # image (3,H,W) float in [0,1], roi (4,) int64
         "Turn one image into a tensor"
         size = upright_size(image)

@@ -133,7 +133,8 @@ def test_cells_are_short_and_seen_and_asserted(folder, chapter):
     assert not long, long[:3]
     exports = [source for source, _ in found if re.match(r'#\| exports?\b', source)]
     assert max((len(source.splitlines()) for source in exports), default=0) <= 45
-    raises = [line for source in exports for line in source.splitlines() if re.search(r'(if|except) .*: raise InputError', line)]
+    lines = [line for source in exports for line in source.splitlines()]
+    raises = [line for line in lines if re.search(r'(if|except) .*: raise InputError', line)]
     assert not raises, raises[0]                                          # the condition, and the error below it
     if exports: assert any('assert' in source or 'test_' in source for source, _ in found if source not in exports)
     assert not any(output['output_type'] == 'error' for _, outputs in found for output in outputs)
