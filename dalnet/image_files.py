@@ -9,7 +9,7 @@ __all__ = ['find_images']
 import glob, os
 from collections.abc import Sequence
 from pathlib import Path
-from .core import InputError
+from .core import InputError, cannot_list
 from .images import IMAGE_SUFFIXES
 from .archives import TarMember, tar_images
 
@@ -42,13 +42,9 @@ class _Results:
         self.images[name] = image
 
 # %% ../nbs/use/image_files.ipynb #71952d79
-def _cannot_list(error):
-    "Raise an `InputError` for a folder that cannot be read"
-    raise InputError(f'{error.filename}: cannot be listed ({error.strerror}); check its permissions')
-
 def _walk(folder, results):
     "Add all images in a folder and its subfolders, except results"
-    for parent, folders, files in os.walk(folder, onerror=_cannot_list):
+    for parent, folders, files in os.walk(folder, onerror=cannot_list):
         folders[:] = sorted(name for name in folders if not results.holds(Path(parent)/name))
         for name in sorted(files):
             path = Path(parent)/name

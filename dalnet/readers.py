@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv, pyarrow.parquet
-from .core import InputError, first_line
+from .core import InputError, cannot_list, first_line
 from .images import IMAGE_SUFFIXES
 
 # %% ../nbs/data/readers.ipynb #80cc5c33
@@ -250,16 +250,12 @@ def read_parquet(
         raise InputError(f'{path}: not readable as Parquet ({first_line(error)}); write it again') from None
 
 # %% ../nbs/data/readers.ipynb #19484eaa
-def _cannot_list(error):
-    "Raise an `InputError` for a folder that `os.walk` cannot read"
-    raise InputError(f'{error.filename}: cannot be listed ({error.strerror}); check its permissions')
-
 def walk_images(
     root:str|Path # folder
 )->Iterator[str]: # paths relative to `root`, sorted by name
     "Image files below a folder, following links, each folder visited once"
     seen = set()
-    for folder, folders, files in os.walk(root, onerror=_cannot_list, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=cannot_list, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
