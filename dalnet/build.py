@@ -67,6 +67,7 @@ def param_groups(
     "Group the parameters by learning rate and weight decay"
     groups = {}
     for name, p in model.named_parameters():
+        if not p.requires_grad: continue                                # a frozen part of the encoder
         decay = config.weight_decay if p.ndim > 1 else 0.
         groups.setdefault((_lr_ratio(name, config), decay), []).append(p)
     return [dict(params=params, ratio=ratio, weight_decay=decay) for (ratio, decay), params in groups.items()]

@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .core import InputError, first_line
+from .frozen import fold_norms, freeze_stages
 
 # %% ../nbs/method/06_encoder.ipynb #a1adca11
 class Features(NamedTuple):
@@ -173,6 +174,7 @@ def _build_hybrid(name, pretrained, depth=4, dim=384, heads=6, layer_scale=.1, f
     _check_hybrid(name, depth, dim, heads, img_size)
     _check_name(name)
     cnn = freeze_batch_norm_2d(_build(name, pretrained, global_pool='', output_stride=16))
+    fold_norms(cnn)
     if depth:
         blocks = dict(embed_dim=dim, num_heads=heads, init_values=layer_scale or None, final_norm=final_norm,
                       embed_layer=partial(HybridEmbed, backbone=cnn))
@@ -206,6 +208,7 @@ class Encoder(nn.Module):
         layer_scale:float|None=None, # hybrid: initial LayerScale (0.1); 0 = no LayerScale
         final_norm:bool|None=None, # hybrid: LayerNorm after the last block (True)
         img_size:int|None=None, # size the position embeddings are made for; None = the model's own (hybrid: 224)
+        frozen:int=0, # parts that are not trained: the stem, then stages of a hybrid's CNN or blocks of a ViT
         **options # ViT: anything timm.create_model takes, e.g. patch_size, drop_path_rate
     ):
         super().__init__()
@@ -217,6 +220,8 @@ class Encoder(nn.Module):
         else:
             _refuse(name, hybrid, 'hybrids')
             self.vit = _build_vit(name, pretrained, **shared, **options)
+        self.is_hybrid = name.startswith('hybrid:')
+        freeze_stages(self.vit.patch_embed.backbone if self.is_hybrid else self.vit, frozen)
         self.dim, self.patch_size = self.vit.embed_dim, self.vit.patch_embed.feat_ratio()
         self.grad_checkpointing = False
         for key in ('mean', 'std'):
@@ -243,11 +248,18 @@ def _positions(vit, grid):
 
 # %% ../nbs/method/06_encoder.ipynb #4f827e4d
 @patch_to(Encoder)
+def _embed(self, image):
+    "Images (B,3,H,W) as patches (B,h,w,D); a CNN on a CPU stays in float32, in which it is faster than in bfloat16"
+    image = (_tileable(image, self.patch_size) - self.mean)/self.std
+    image = image.contiguous(memory_format=torch.channels_last)
+    if not self.is_hybrid or image.device.type != 'cpu': return self.vit.patch_embed(image)
+    with torch.autocast('cpu', enabled=False): return self.vit.patch_embed(image.float())
+
+@patch_to(Encoder)
 def _tokens(self, image):
     "Patch embedding, class and register tokens, positions -> (B,P+hw,D), and the grid (h,w)"
     vit = self.vit
-    image = (_tileable(image, self.patch_size) - self.mean)/self.std
-    x = vit.patch_embed(image.contiguous(memory_format=torch.channels_last))        # (B,h,w,D)
+    x = self._embed(image)                                              # (B,h,w,D)
     B, h, w, _ = x.shape
     x, special = x.flatten(1, 2), _special_tokens(vit, B)
     if vit.pos_embed is None: return torch.cat([*special, x], 1), (h, w)

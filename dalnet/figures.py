@@ -56,7 +56,7 @@ def _cam_rows(model, item, scales, flip, max_tags):
     device = next(model.parameters()).device
     image, tags = item['image'][None].to(device), item['tags'][None].to(device)
     final, inter = multi_scale_cam(model, image, scales, flip)
-    mask = object_mask(normalize_cam(model.activations(image)[1]), tags, model.beta)[0, 0].cpu()
+    mask = object_mask(normalize_cam(model.activations(image)[1].relu()), tags, model.beta)[0, 0].cpu()
     classes = item['tags'].nonzero()[:max_tags, 0].tolist()
     return [(c, inter[0, c].cpu(), mask, final[0, c].cpu()) for c in classes]
 

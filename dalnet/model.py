@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch_to
 from torch import Tensor, nn
-from .cam import cam, cam_to_label, multi_scale_cam, normalize_cam
+from .cam import cam_to_label, class_activations, class_labels, multi_scale_cam, normalize_cam, tagged_classes
 from .core import at_least_float32, check_choice
 from .encoder import Encoder
 from .gia import gia_loss, local_loss
@@ -42,7 +42,7 @@ class DALNetOutput:
     logits:Tensor        # (B,C) of the last features
     inter_logits:Tensor  # (B,C) of the intermediate features
     patch:Tensor         # (B,D,h,w) patch tokens v_p
-    activations:tuple    # ReLU(A) of the last and of the intermediate features, (B,C,h,w) each, detached
+    activations:tuple    # A of Eq. 1, of the last and of the intermediate features, (B,C,h,w) each, detached
     inter_cam:Tensor     # (B,C,h,w) in [0,1], intermediate CAMs
     mask:Tensor          # (B,1,h,w) in {0,1}, object-aware mask M_obj
     cls:Tensor           # (B,d) projected class token v_cls
@@ -81,9 +81,9 @@ class DALNet(nn.Module):
 @patch_to(DALNet)
 @torch.no_grad()
 def _activations(self, v_p, F_inter):
-    "ReLU(A) of the last and of the intermediate features, (B,C,h,w) each"
-    final = cam(v_p, self.head.weight, normalize=False)
-    inter = cam(F_inter, self.inter_head.weight, normalize=False)
+    "A of Eq. 1 of the last and of the intermediate features, (B,C,h,w) each"
+    final = class_activations(v_p, self.head.weight)
+    inter = class_activations(F_inter, self.inter_head.weight)
     return at_least_float32(final), at_least_float32(inter)
 
 @patch_to(DALNet)
@@ -109,7 +109,7 @@ def forward(self,
     "Run one training pass, in the order of Figure 2"
     v_cls, v_p, F_inter = self.encoder(image)                           # (B,D), (B,D,h,w), (B,D,h,w)
     A, A_inter = self._activations(v_p, F_inter)                        # (B,C,h,w) each, without gradient
-    inter_cam = normalize_cam(A_inter)                                  # (B,C,h,w), Eq. 1
+    inter_cam = normalize_cam(A_inter.relu())                           # (B,C,h,w), Eq. 1
     M_obj = object_mask(inter_cam, tags, self.beta)                     # (B,1,h,w)
     v_fg, v_bg = split_foreground(v_p, M_obj)                           # (B,D,h,w) each, Eq. 2
     views = self._project_views(local)                                  # (B,L,d)
@@ -136,8 +136,8 @@ class Inference(NamedTuple):
 @patch_to(DALNet)
 def activations(self,
     image:Tensor # (B,3,H,W) in [0,1]
-)->tuple[Tensor,Tensor]: # ReLU(A) of the last and of the intermediate features, (B,C,h,w) each
-    "Compute class activations in one pass, not normalised, as `multi_scale_cam` needs them"
+)->tuple[Tensor,Tensor]: # A of the last and of the intermediate features, (B,C,h,w) each
+    "Compute class activations in one pass, of either sign, as `multi_scale_cam` needs them"
     _, v_p, F_inter = self.encoder(image)
     return self._activations(v_p, F_inter)
 
@@ -149,7 +149,7 @@ def infer(self,
     "Run one pass for images without tags"
     _, v_p, F_inter = self.encoder(image)                               # (B,D,h,w) each
     A, A_inter = self._activations(v_p, F_inter)                        # (B,C,h,w) each
-    return Inference(pool_logits(v_p, self.head, self.pool), self.seg_head(v_p), A, A_inter)
+    return Inference(pool_logits(v_p, self.head, self.pool), self.seg_head(v_p), A.relu(), A_inter.relu())
 
 # %% ../nbs/method/10_model.ipynb #bbf6f1b1
 @dataclass
@@ -177,19 +177,21 @@ def pseudo_labels(
     scales:tuple=(1., .5, 1.5), # of the CAMs
     flip:bool=True, # also use the flipped images
     high:float=.7, # above: the class
-    low:float=.25 # at or below: background
+    low:float=.25, # at or below: background
+    merge:str='max' # how maps of an image and of its flip become one, see `multi_scale_cam`
 )->PseudoLabels:
     "Label patches and pixels by the CAMs of the tagged classes"
+    classes, present = tagged_classes(tags)                                               # (B,K) each
     with torch.inference_mode():
-        final, inter = multi_scale_cam(model, image, scales, flip, known=activations)     # (B,C,H,W) each
+        final, inter = multi_scale_cam(model, image, scales, flip, activations, merge, classes)    # (B,K,H,W) each
     grid = activations[1].shape[-2:]                                                      # (h,w)
     box = None if roi is None else _on_grid(roi, image.shape[-2:], grid)
     image = 255*image.nan_to_num()                                      # non-finite values show up in the losses
     with torch.autocast(image.device.type, enabled=False):
-        inter = F.interpolate(inter, grid, mode='bilinear', align_corners=False)          # (B,C,h,w)
-        patch = cam_to_label(inter, tags, high, low, box)
-        pixel = refine_labels(par, image, final, tags, high, low, roi) if par else None
-    return PseudoLabels(image, roi, patch, pixel)
+        inter = F.interpolate(inter, grid, mode='bilinear', align_corners=False)          # (B,K,h,w)
+        patch = class_labels(cam_to_label(inter, present, high, low, box), classes)
+        pixel = refine_labels(par, image, final, present, high, low, roi) if par else None
+    return PseudoLabels(image, roi, patch, class_labels(pixel, classes) if par else None)
 
 # %% ../nbs/method/10_model.ipynb #6003880d
 WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p

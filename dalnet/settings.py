@@ -66,6 +66,7 @@ class _LossSettings(_NetworkSettings):
     seg_start:int = 2000           # iterations before L_seg and L_reg join
     pseudo_scales:tuple = (1., .5, 1.5) # image scales of the CAMs that pseudo labels are made from
     pseudo_flip:bool = True        # also use the CAMs of the flipped image
+    flip_merge:str = 'max'         # a CAM and that of the flipped image become one by "max" (as in ToCo) or "sum"
     high:float = .7                # pseudo labels: a score above this is the class
     low:float = .25                # pseudo labels: a score at or below this is background
 
@@ -217,8 +218,8 @@ def _check_numbers(config):
 
 # %% ../nbs/train/settings.ipynb #78db589d
 _CHOICES = dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'),
-                augment=('standard', 'dino'), precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'),
-                device=('auto', 'cpu', 'cuda'))
+                augment=('standard', 'dino'), flip_merge=('max', 'sum'),
+                precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
 
 def _check_words(config):

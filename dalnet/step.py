@@ -83,7 +83,7 @@ class TrainStep(nn.Module):
         par = self.par if segment else None
         return pseudo_labels(
             self.model, activations, batch['image'], batch['tags'], batch['roi'], par, c.pseudo_scales, c.pseudo_flip,
-            c.high, c.low)
+            c.high, c.low, c.flip_merge)
 
 # %% ../nbs/train/step.ipynb #5695add3
 @patch
@@ -103,7 +103,7 @@ def forward(self:TrainStep,
         counts = denominators(counts, parts)
     terms = losses(
         out, batch['tags'], c.weights, c.cross, c.lam, c.tau, c.similarity, c.tag_reduce, pseudo, counts=counts)
-    seen = out.activations[0], pseudo.pixel if segment else None, out.seg.detach() if segment else None
+    seen = out.activations[0].relu(), pseudo.pixel if segment else None, out.seg.detach() if segment else None
     return {name: term.detach() for name, term in terms.items()}, total_loss(terms, c.weights), seen
 
 # %% ../nbs/train/step.ipynb #4d2a01d3

@@ -74,7 +74,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench data tagged voc voc_tags'.split(), DATA),
-    **dict.fromkeys('encoder model'.split(), MODEL),
+    **dict.fromkeys('encoder frozen model'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
     **dict.fromkeys('evaluation inference label_files step'.split(), RUN),
