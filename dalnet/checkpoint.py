@@ -102,7 +102,8 @@ def _read_about(folder):
             raise InputError(f'{folder}/{name}: file not found; give the folder of a checkpoint')
     try:
         about = json.loads((Path(folder)/'config.json').read_text())
-        return about | dict(config=config_from(about['config'], Path(folder)/'config.json'))
+        settings = dict(flip_merge='sum') | dict(about['config'])          # what was done before this setting existed
+        return about | dict(config=config_from(settings, Path(folder)/'config.json'))
     except InputError: raise
     except (ValueError, KeyError, TypeError) as error: raise _not_ours(folder, error) from None
 
