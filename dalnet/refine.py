@@ -67,8 +67,8 @@ def ptc_loss(
         first = unknown.byte().argsort(dim=1, stable=True)[:, :most]    # (B,n) labelled patches first
         label = label.gather(1, first)
         patch = patch.gather(1, first[..., None].expand(-1, -1, patch.shape[2]))
-    weight = patch.new_tensor([-.5, .5])/pairs                          # of a pair of equal, different labels
-    return .5 + _PairSum.apply(patch, label, weight)
+    weight = (patch.new_tensor([-.5, .5])/pairs).to(patch.dtype)        # of a pair of equal, different labels
+    return .5 + _PairSum.apply(patch, label.byte(), weight)             # bytes compare faster
 
 # %% ../nbs/method/07_refine.ipynb #2a1a808b
 class PAR(nn.Module):
@@ -93,6 +93,7 @@ class PAR(nn.Module):
 
 # %% ../nbs/method/07_refine.ipynb #67164531
 @patch_to(PAR)
+@torch.no_grad()
 def affinity(self,
     image:Tensor # (B,3,h,w) in 0-255
 )->Tensor: # (n,B,1,h,w), n = 8 x dilations; sums to 1.01 over n
@@ -105,11 +106,11 @@ def affinity(self,
         total += change
         squares.addcmul_(change, change)
     contrast = ((squares - total.square()/n)/(n - 1)).clamp(min=0).sqrt()                 # sigma_i, (B,3,h,w)
-    scale = 1/(.3*(contrast + 1e-8))
-    colour = torch.stack([-((value - image)*scale).square().mean(1, keepdim=True) for value in around])
+    scale = 3**-.5/(.3*(contrast + 1e-8))                                                 # 3: the mean over r, g, b
+    colour = torch.stack([(value - image).mul_(scale).square_().sum(1, keepdim=True) for value in around]).neg_()
     distance = torch.tensor(self.offsets, device=image.device).float().norm(dim=1)        # (n,)
     near = -(distance/(distance.std() + 1e-8)/.3).square()
-    return colour.softmax(0) + .01*near.softmax(0).view(-1, 1, 1, 1, 1)
+    return colour.softmax(0).add_(.01*near.softmax(0).view(-1, 1, 1, 1, 1))
 
 # %% ../nbs/method/07_refine.ipynb #bee73da5
 @patch_to(PAR)
