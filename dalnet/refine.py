@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch_to
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from .cam import roi_mask
 from .core import IGNORE, InputError, at_least_float32
 
@@ -25,6 +26,28 @@ def pair_counts(
     equal = (count*(count - 1)).sum()
     return torch.stack([equal, (known*(known - 1)).sum() - equal])
 
+# %% ../nbs/method/07_refine.ipynb #5d1e7a23
+class _PairSum(torch.autograd.Function):
+    "Sum the weighted `|cos(x_i, x_j)|` over the pairs of labelled patches of each image"
+    @staticmethod
+    def forward(ctx, patch, label, weight):                             # (B,n,D), (B,n), (2,) equal, different
+        length = patch.norm(dim=2, keepdim=True).clamp(min=1e-8)        # (B,n,1)
+        token = patch/length.masked_fill(label[..., None] == IGNORE, torch.inf)
+        cosine = token@token.transpose(1, 2)                            # (B,n,n)
+        slope = torch.where(label[:, :, None] == label[:, None], *weight)
+        slope.diagonal(dim1=1, dim2=2).zero_()                          # a patch makes no pair with itself
+        slope *= cosine.sign()                                          # s
+        row = cosine.mul_(slope).sum(2)                                 # (B,n)
+        slope.diagonal(dim1=1, dim2=2).sub_(row)
+        ctx.save_for_backward(token, slope, length)
+        return row.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        token, slope, length = ctx.saved_tensors
+        return (slope@token).mul_(2*gradient/length), None, None
+
 # %% ../nbs/method/07_refine.ipynb #9c366fdf
 def ptc_loss(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
@@ -35,18 +58,17 @@ def ptc_loss(
 
     `L_ptc = 1/2 (1 - sum_{P+} |cos(v_i,v_j)| / (|P+| + 1)) + 1/2 sum_{P-} |cos(v_i,v_j)| / (|P-| + 1)`
     """
-    patch = at_least_float32(patch)                                     # sums over (hw)^2 pairs
-    token = F.normalize(patch.flatten(2), dim=1, eps=1e-8)              # (B,D,hw)
-    cosine = (token.transpose(1, 2)@token).abs()                        # (B,hw,hw)
+    patch = at_least_float32(patch).flatten(2).transpose(1, 2)          # (B,hw,D); sums over (hw)^2 pairs
     label = label.flatten(1)                                            # (B,hw)
-    known = label != IGNORE
-    itself = torch.eye(label.shape[1], dtype=torch.bool, device=label.device)
-    pair = known[:, :, None] & known[:, None] & ~itself                 # (B,hw,hw)
-    equal = label[:, :, None] == label[:, None]
-    same = torch.where(pair & equal, cosine, 0).sum()
-    other = torch.where(pair & ~equal, cosine, 0).sum()
     if pairs is None: pairs = pair_counts(label) + 1
-    return .5*(1 - same/pairs[0]) + .5*other/pairs[1]
+    unknown = label == IGNORE
+    most = int((~unknown).sum(1).max())                                 # labelled patches of one image
+    if most < label.shape[1]:
+        first = unknown.byte().argsort(dim=1, stable=True)[:, :most]    # (B,n) labelled patches first
+        label = label.gather(1, first)
+        patch = patch.gather(1, first[..., None].expand(-1, -1, patch.shape[2]))
+    weight = (patch.new_tensor([-.5, .5])/pairs).to(patch.dtype)        # of a pair of equal, different labels
+    return .5 + _PairSum.apply(patch, label.byte(), weight)             # bytes compare faster
 
 # %% ../nbs/method/07_refine.ipynb #2a1a808b
 class PAR(nn.Module):
@@ -61,28 +83,34 @@ class PAR(nn.Module):
         super().__init__()
         ring = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
         self.offsets = [(d*y, d*x) for d in dilations for y, x in ring]
-        self.n_iter = n_iter
+        self.border, self.n_iter = max(dilations), n_iter
 
-    def _neighbours(self, h, w, device):
-        "Flat indices of the neighbours of each pixel, (hw,n); the border is replicated"
-        y, x = torch.arange(h, device=device)[:, None, None], torch.arange(w, device=device)[:, None]
-        dy, dx = torch.tensor(self.offsets, device=device).T
-        return ((y + dy).clamp(0, h - 1)*w + (x + dx).clamp(0, w - 1)).flatten(0, 1)
+    def _around(self, x):
+        "The neighbours of all pixels of `x` (...,h,w) at each offset: n views of a copy with a replicated border"
+        (h, w), border = x.shape[-2:], self.border
+        padded = F.pad(x, [border]*4, mode='replicate')
+        return [padded[..., border + y:border + y + h, border + x:border + x + w] for y, x in self.offsets]
 
 # %% ../nbs/method/07_refine.ipynb #67164531
 @patch_to(PAR)
+@torch.no_grad()
 def affinity(self,
     image:Tensor # (B,3,h,w) in 0-255
-)->Tensor: # (B,hw,n), n = 8 x dilations; sums to 1.01 over n
+)->Tensor: # (n,B,1,h,w), n = 8 x dilations; sums to 1.01 over n
     "Weight the neighbours of each pixel by colour and distance"
-    here = self._neighbours(*image.shape[-2:], image.device)                              # (hw,n)
-    image = image.float().flatten(2)                                                      # (B,3,hw)
-    around = image[:, :, here]                                                            # (B,3,hw,n)
-    contrast = around.std(-1, keepdim=True)                                               # sigma_i
-    colour = -((around - image[..., None])/(contrast + 1e-8)/.3).square().mean(1)         # (B,hw,n)
+    image = image.float()
+    around, total, squares = self._around(image), torch.zeros_like(image), torch.zeros_like(image)
+    n = len(around)
+    for value in around:
+        change = value - around[0]
+        total += change
+        squares.addcmul_(change, change)
+    contrast = ((squares - total.square()/n)/(n - 1)).clamp(min=0).sqrt()                 # sigma_i, (B,3,h,w)
+    scale = 3**-.5/(.3*(contrast + 1e-8))                                                 # 3: the mean over r, g, b
+    colour = torch.stack([(value - image).mul_(scale).square_().sum(1, keepdim=True) for value in around]).neg_()
     distance = torch.tensor(self.offsets, device=image.device).float().norm(dim=1)        # (n,)
     near = -(distance/(distance.std() + 1e-8)/.3).square()
-    return colour.softmax(-1) + .01*near.softmax(0)
+    return colour.softmax(0).add_(.01*near.softmax(0).view(-1, 1, 1, 1, 1))
 
 # %% ../nbs/method/07_refine.ipynb #bee73da5
 @patch_to(PAR)
@@ -91,15 +119,12 @@ def forward(self,
     mask:Tensor # (B,K,H,W) maps, resized to (h,w)
 )->Tensor: # (B,K,h,w)
     "Propagate maps between pixels of similar colour"
-    (B, K), (h, w) = mask.shape[:2], image.shape[-2:]
-    mask = F.interpolate(mask.float(), (h, w), mode='bilinear', align_corners=True)
-    mask = mask.flatten(2).transpose(1, 2).flatten(0, 1)                                  # (Bhw,K)
-    first = h*w*torch.arange(B, device=image.device)[:, None, None]                       # each image's first pixel
-    here = (self._neighbours(h, w, image.device) + first).flatten(0, 1)                   # (Bhw,n)
-    weight = self.affinity(image).flatten(0, 1)                                           # (Bhw,n)
+    mask = F.interpolate(mask.float(), image.shape[-2:], mode='bilinear', align_corners=True)
+    affinity = self.affinity(image)                                                       # (n,B,1,h,w)
     for _ in range(self.n_iter):
-        mask = F.embedding_bag(here, mask.contiguous(), mode='sum', per_sample_weights=weight)
-    return mask.view(B, h*w, K).transpose(1, 2).reshape(B, K, h, w)
+        around, mask = self._around(mask), torch.zeros_like(mask)                         # n views (B,K,h,w)
+        for value, weight in zip(around, affinity): mask.addcmul_(value, weight)
+    return mask
 
 # %% ../nbs/method/07_refine.ipynb #0c499e63
 def _tagged_scores(cam, tags, size):
@@ -114,6 +139,19 @@ def _compete(score, background):
     "Softmax over a constant background score and the classes: probabilities (B,K+1,h,w)"
     ground = torch.full_like(score[:, :1], background)
     return torch.cat([ground, score], 1).softmax(1)
+
+# %% ../nbs/method/07_refine.ipynb #5d1e7a29
+def _vote(par, image, cam, tags, thresholds, size):
+    "The winners against the background at each of T thresholds, (B,T,H,W): 0 background, 1..C"
+    score, labels = _tagged_scores(cam, tags, image.shape[-2:])                           # (B,K,h,w), (B,K)
+    maps = torch.cat([_compete(score, threshold)[:, 1:] for threshold in thresholds], 1)  # (B,TK,h,w)
+    maps = F.interpolate(par(image, maps), size, mode='bilinear', align_corners=False)
+    maps = maps.unflatten(1, (len(thresholds), -1))                                       # (B,T,K,H,W)
+    ground = 1.01**par.n_iter - maps.sum(2)                                               # (B,T,H,W)
+    best, winner = maps.max(2)
+    winner = torch.where(best > ground, winner + 1, 0)
+    labels = F.pad(labels, (1, 0))                                                        # (B,K+1), background first
+    return labels.gather(1, winner.flatten(1)).view_as(winner)
 
 # %% ../nbs/method/07_refine.ipynb #15fac863
 @torch.no_grad()
@@ -137,12 +175,10 @@ def refine_labels(
     H, W = image_0_255.shape[-2:]
     size = [max(1, H//down_scale), max(1, W//down_scale)]
     small = F.interpolate(image_0_255, size, mode='bilinear', align_corners=False)
-    score, labels = _tagged_scores(cam, tags, size)                                       # (B,K,h,w), (B,K)
-    votes = par(small, torch.cat([_compete(score, high), _compete(score, low)], 1))       # (B,2(K+1),h,w)
-    votes = F.interpolate(votes, (H, W), mode='bilinear', align_corners=False)
-    strict, lenient = votes.unflatten(1, (2, -1)).argmax(2).unbind(1)                     # 0 = background, k = k-th tag
-    labels = F.pad(labels, (1, 0))                                                        # (B,K+1), background first
-    label = labels.gather(1, strict.flatten(1)).view_as(strict)
-    label[(strict == 0) & (lenient != 0)] = IGNORE
+    at_once = 1 if small.device.type == 'cpu' else len(small)
+    parts = zip(*(each.split(at_once) for each in (small, cam, tags)))
+    votes = torch.cat([_vote(par, *part, (high, low), (H, W)) for part in parts])         # (B,2,H,W)
+    label, lenient = votes.unbind(1)
+    label = label.masked_fill((label == 0) & (lenient != 0), IGNORE)
     if roi is not None: label[~roi_mask(roi, H, W)] = IGNORE
     return label
