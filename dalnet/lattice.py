@@ -47,7 +47,7 @@ def _barycentric(rest, place):
 
 # %% ../nbs/method/08_lattice.ipynb #1078fa43
 def _encode(points, images):
-    "One integer for each row of coordinates (d+1,P), different in each image, (P,); and the value of each digit, (d+1,)"
+    "One integer for each of P points (d+1,P), different in each image, (P,); and the value of each digit, (d+1,)"
     n, points = len(points), points[:-1]                                # the last coordinate follows from the others
     low = points.amin(1)
     size = points.amax(1) - low + 4*n                                   # room for the corners and for their neighbours
