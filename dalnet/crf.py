@@ -6,40 +6,49 @@
 __all__ = ['CRF_ENGINES', 'check_engine', 'dense_crf']
 
 # %% ../nbs/use/crf.ipynb #bc50e7ac
+import math
 from importlib.util import find_spec
 import numpy as np
 import torch
 from torch import Tensor
 from .core import InputError, check_choice
-from .lattice import PermutohedralLattice, bilateral_features, position_features
+from .lattice import PermutohedralLattice, bilateral_features
 
 # %% ../nbs/use/crf.ipynb #28dc54de
-class _Kernel:
-    "A Gaussian filter with DenseCRF's symmetric normalisation, by the filtered ones"
-    def __init__(self,
-        features:Tensor # (N,d) positions in units of the standard deviation
-    ):
-        self.lattice = PermutohedralLattice(features)
-        ones = torch.ones(*self.lattice.shape, 1, device=self.lattice.weight.device)
-        self.norm = (self.lattice.filter(ones, symmetric=False) + 1e-20).rsqrt()            # (N,1)
+def _smooth(x, sigma, dim):
+    "Sum `x` along one dimension with the weights of a Gaussian, cut off at 4 `sigma`; beyond the border `x` is 0"
+    total, size = x.clone(), x.shape[dim]
+    for step in range(1, min(math.ceil(4*sigma), size - 1) + 1):
+        weight, rest = math.exp(-.5*(step/sigma)**2), size - step
+        total.narrow(dim, step, rest).add_(x.narrow(dim, 0, rest), alpha=weight)
+        total.narrow(dim, 0, rest).add_(x.narrow(dim, step, rest), alpha=weight)
+    return total
 
-    def __call__(self,
-        values:Tensor # (N,K)
-    )->Tensor: # (N,K)
-        "Replace each value with the weighted sum of all"
-        return self.norm*self.lattice.filter(self.norm*values, symmetric=False)
+def _near(sigma):
+    "The Gaussian filter by position, for values (K,H,W)"
+    return lambda values: _smooth(_smooth(values, sigma, 1), sigma, 2)
+
+def _near_and_like(image, sigma_rgb, sigma_xy):
+    "The Gaussian filter by position and colour, for values (K,H,W) of an image (3,H,W) in 0-255"
+    lattice = PermutohedralLattice(bilateral_features(image[None], sigma_rgb, sigma_xy)[0])
+    return lambda values: lattice.filter(values.flatten(1).T, symmetric=False).T.view_as(values)
+
+def _normalised(kernel, like):
+    "DenseCRF's symmetric normalisation of a filter, by the filtered ones"
+    scale = (kernel(torch.ones_like(like[:1])) + 1e-20).rsqrt()              # (1,H,W)
+    return lambda values: kernel(values*scale).mul_(scale)
 
 # %% ../nbs/use/crf.ipynb #ff4a622a
 def _lattice_crf(image, unary, n_iter, bilateral, gaussian):
-    "Mean field on the lattice: image (3,H,W) in 0-255, unary (K,H,W) -> (K,H,W)"
-    (H, W), (b_xy, b_rgb, b_weight), (g_xy, g_weight) = unary.shape[-2:], bilateral, gaussian
-    near_and_like = _Kernel(bilateral_features(image[None].float(), b_rgb, b_xy)[0])
-    near = _Kernel(position_features(H, W, unary)/g_xy)
-    unary = unary.flatten(1).T                                              # (HW,K)
-    Q = (-unary).softmax(1)
+    "Mean field with our own filters: image (3,H,W) in 0-255, unary (K,H,W) -> (K,H,W)"
+    (b_xy, b_rgb, b_weight), (g_xy, g_weight) = bilateral, gaussian
+    near_and_like = _normalised(_near_and_like(image.float(), b_rgb, b_xy), unary)
+    near = _normalised(_near(g_xy), unary)
+    Q = (-unary).softmax(0)
     for _ in range(n_iter):
-        Q = (-unary + b_weight*near_and_like(Q) + g_weight*near(Q)).softmax(1)
-    return Q.T.view(-1, H, W)
+        message = near_and_like(Q).mul_(b_weight).add_(near(Q), alpha=g_weight)
+        Q = message.sub_(unary).softmax(0)
+    return Q
 
 # %% ../nbs/use/crf.ipynb #de4cf665
 def _pydensecrf(image, unary, n_iter, bilateral, gaussian):

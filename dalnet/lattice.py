@@ -7,6 +7,7 @@ __all__ = ['PermutohedralLattice', 'position_features', 'bilateral_features']
 
 # %% ../nbs/method/08_lattice.ipynb #5a830ddd
 import math
+from itertools import combinations
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch_to
@@ -14,74 +15,88 @@ from torch import Tensor
 from .core import InputError, at_least_float32
 
 # %% ../nbs/method/08_lattice.ipynb #8555856b
-def _lift(features):
-    "Lift to the plane of the lattice, (B,N,d) -> (B,N,d+1), scaled so that splat, blur and slice have variance 1"
-    d = features.shape[-1]
-    i = torch.arange(d, device=features.device)
-    x = features*((d + 1)*math.sqrt(2/3)/((i + 1)*(i + 2)).to(features).sqrt())
-    tail = x.flip(-1).cumsum(-1).flip(-1)                               # sums of x_i, x_{i+1}, ...
-    return F.pad(tail, (0, 1)) - F.pad(x*(i + 1), (1, 0))               # an orthogonal basis of the plane, times x
+def _lift(x):
+    "Lift to the plane of the lattice, (d,P) -> (d+1,P), scaled so that splat, blur and slice have variance 1"
+    d, tail = len(x), torch.zeros_like(x[0])                            # tail: the sum of x_i, x_{i+1}, ...
+    lifted = x.new_empty(d + 1, x.shape[1])
+    for i in range(d, 0, -1):
+        scaled = x[i - 1]*(1/math.sqrt(i*(i + 1))*((d + 1)*math.sqrt(2/3)))
+        lifted[i] = tail - i*scaled                                     # an orthogonal basis of the plane, times x
+        tail = tail + scaled
+    lifted[0] = tail
+    return lifted
 
 # %% ../nbs/method/08_lattice.ipynb #c0e8ec8f
 def _round_to_vertex(lifted):
-    "The vertex of remainder 0 nearest to each point, and the descending rank of the residuals, (B,N,d+1) each"
-    n = lifted.shape[-1]                                                # d+1
-    vertex = (lifted/n).round()                                         # in units of d+1
-    rest = lifted - vertex*n
-    a, b, i = rest[..., :, None], rest[..., None, :], torch.arange(n, device=rest.device)
-    rank = ((b > a) | ((b == a) & (i < i[:, None]))).sum(-1) + vertex.sum(-1, keepdim=True).long()
-    off = (rank < 0).long() - (rank > n - 1).long()                     # back into the plane, if rounding left it
-    return vertex + off, rank + off*n
+    "The nearest vertex of remainder 0, the residuals, and their ascending place, (d+1,P) each, in units of d+1"
+    n = len(lifted)                                                     # d+1
+    vertex = (lifted/n).round_()
+    rest = lifted - n*vertex
+    place = torch.arange(n - 1, -1, -1, device=rest.device)[:, None] - vertex.sum(0)
+    for i, j in combinations(range(n), 2):
+        smaller = (rest[i] < rest[j]).to(place)
+        place[i] -= smaller
+        place[j] += smaller
+    off = (place > n - 1).to(place) - (place < 0).to(place)             # back into the plane, if rounding left it
+    return vertex.add_(off), rest.div_(n).sub_(off), place.sub_(off, alpha=n).long()
 
-def _barycentric(lifted, vertex, rank):
-    "The weights of the corners, (B,N,d+1): differences of the sorted residuals"
-    d = lifted.shape[-1] - 1
-    rest = lifted/(d + 1) - vertex
-    ascending = torch.zeros_like(rest).scatter_(-1, d - rank, rest)
-    weight = ascending - F.pad(ascending[..., :-1], (1, 0))
-    weight[..., 0] += 1 - ascending[..., -1]
-    return weight
+def _barycentric(rest, place):
+    "The weights of the corners, (d+1,P): differences of the sorted residuals"
+    ascending = torch.empty_like(rest).scatter_(0, place, rest)
+    return ascending.diff(dim=0, prepend=ascending[-1:] - 1)
 
 # %% ../nbs/method/08_lattice.ipynb #1078fa43
-def _encode(vertex):
-    "One integer for each vertex (B,N,d+1), different in each image, (B,N,1); and the place value of each digit, (d,)"
-    d, images = vertex.shape[-1] - 1, len(vertex)                       # the last coordinate follows from the others
-    low, high = vertex.amin((0, 1))[:d], vertex.amax((0, 1))[:d]
-    size = high - low + 4*(d + 1)                                       # room for the corners and for their neighbours
+def _encode(points, images):
+    "One integer for each of P points (d+1,P), different in each image, (P,); and the value of each digit, (d+1,)"
+    n, points = len(points), points[:-1]                                # the last coordinate follows from the others
+    low = points.amin(1)
+    size = points.amax(1) - low + 4*n                                   # room for the corners and for their neighbours
     bits = (size.double().log2().sum() + math.log2(images)).item()
     if bits > 62:
         cells = ', '.join(map(str, size.tolist()))
         raise InputError(f'features spread over too many lattice cells ({cells}); divide them by larger sigmas')
     digit = F.pad(size.flip(0).cumprod(0).flip(0)[1:], (0, 1), value=1)
-    code = ((vertex[..., :d] - low + 2*(d + 1))*digit).sum(-1, keepdim=True)
-    image = torch.arange(images, device=code.device)[:, None, None]
-    return code + image*(digit[0]*size[0]), digit
+    image = torch.arange(images, device=size.device)*(digit[0]*size[0]) - ((low - 2*n)*digit).sum()
+    code = image.repeat_interleave(points.shape[1]//images)
+    for coordinate, value in zip(points, digit): code += coordinate*value
+    return code, F.pad(digit, (0, 1))                                   # the last coordinate has no digit
 
 # %% ../nbs/method/08_lattice.ipynb #1da8eb75
+def _shared_simplices(vertex, place, images):
+    "The simplex of each point, (P,); first corner (S,) and places (d+1,S) of each simplex; and the digits, (d+1,)"
+    code, digit = _encode(vertex.long().mul_(len(vertex)).add_(place), images)
+    keys, simplex = code.unique(return_inverse=True)
+    some = torch.empty_like(keys).scatter_(0, simplex, torch.arange(len(code), device=code.device))
+    place = place.index_select(1, some)                                 # any point of a simplex will do
+    return simplex, keys - (place*digit[:, None]).sum(0), place, digit
+
+def _corners(first, place, digit):
+    "The codes of the corners of S simplices, (S,d+1)"
+    k = torch.arange(len(place), device=place.device)
+    by_place = torch.empty_like(place).scatter_(0, place, digit[:, None].expand_as(place))
+    lowered = F.pad(by_place.cumsum(0)[:-1], (0, 0, 1, 0))              # the first k places, added
+    return (first + (k*digit.sum())[:, None] - len(place)*lowered).T.contiguous()
+
 def _enclosing_simplex(
     features:Tensor # (B,N,d)
-)->tuple[Tensor,Tensor,Tensor]: # codes (B,N,d+1) int64, barycentric weights (B,N,d+1), code steps (d+1,)
-    "Find the corners of the simplex around each point"
-    d, lifted = features.shape[-1], _lift(features)
-    vertex, rank = _round_to_vertex(lifted)
-    weight = _barycentric(lifted, vertex, rank)
-    code, digit = _encode(vertex.long()*(d + 1))
-    digit = F.pad(digit, (0, 1))                                        # the last coordinate has none
-    by_rank = torch.zeros_like(rank).scatter_(-1, rank, digit.expand_as(rank))
-    lowered = F.pad(by_rank.flip(-1).cumsum(-1)[..., :-1], (1, 0))      # the k coordinates of highest rank, added
-    k = torch.arange(d + 1, device=code.device)
-    corner = code + k*digit.sum() - (d + 1)*lowered
-    return corner, weight, digit.sum() - (d + 1)*digit
+)->tuple[Tensor,Tensor,Tensor,Tensor]: # simplex (BN,), codes of corners (S,d+1), weights (BN,d+1), code steps (d+1,)
+    "Find the simplex around each point, its corners and the point's barycentric weights"
+    vertex, rest, place = _round_to_vertex(_lift(features.movedim(-1, 0).flatten(1).contiguous()))
+    weight = _barycentric(rest, place).T.contiguous()
+    simplex, *simplices, digit = _shared_simplices(vertex, place, len(features))
+    return simplex, _corners(*simplices, digit), weight, digit.sum() - len(digit)*digit
 
 # %% ../nbs/method/08_lattice.ipynb #b0b67dee
 def _neighbours(vertices, step):
-    "The rows of each of M vertices and of its neighbours in each direction, (d+1,M,3); row M means none"
-    M = len(vertices)
-    target = vertices + torch.stack([step, -step])[..., None]           # (2,d+1,M) codes of the neighbours
-    row = torch.searchsorted(vertices, target).clamp(max=M - 1)
-    row = torch.where(vertices[row] == target, row, M)
-    itself = torch.arange(M, device=row.device).expand(len(step), -1)
-    return torch.stack([itself, row[0], row[1]], -1)
+    "The rows of each of M vertices, of row M and of their neighbours in each direction, (d+1,M+1,3); row M means none"
+    M, itself = len(vertices), torch.arange(len(vertices) + 1, dtype=torch.int32, device=vertices.device)
+    target = vertices + step[:, None]                                   # (d+1,M) codes of the next neighbours
+    after = torch.searchsorted(vertices, target).clamp_(max=M - 1)
+    after = F.pad(after.where(vertices[after] == target, M), (0, 1), value=M)
+    itself = itself.expand_as(after)
+    before = torch.full_like(itself, M).scatter_(1, after, itself)      # whose next neighbour is this one?
+    before[:, M] = M
+    return torch.stack([itself, after.int(), before], -1)
 
 # %% ../nbs/method/08_lattice.ipynb #c6b1c814
 class PermutohedralLattice:
@@ -95,26 +110,31 @@ class PermutohedralLattice:
         if features.ndim not in (2, 3):
             raise InputError(f'features must have shape (N,d) or (B,N,d); got {tuple(features.shape)}')
         features = at_least_float32(features)
-        if not features.isfinite().all():
+        if not torch.stack(features.aminmax()).isfinite().all():
             raise InputError('features hold NaN or infinity; check the image and the sigmas')
         self.shape = features.shape[:-1]
-        code, weight, step = _enclosing_simplex(features.detach().reshape(-1, *features.shape[-2:]))
-        self.n = len(step)                                              # d+1
-        self.weight = weight.reshape(-1, self.n)                        # (BN,d+1)
-        vertices, corner, count = code.reshape(-1, self.n).unique(return_inverse=True, return_counts=True)
-        self.corner, self.n_vertices = corner, len(vertices)            # (BN,d+1), M
-        order = corner.flatten().argsort(stable=True)                   # (BN(d+1),) sorted by vertex
-        self._hears, self._hears_weight = order//self.n, self.weight.flatten()[order]    # the points of each vertex
-        self._starts = count.cumsum(0) - count                          # (M,) where each vertex's points start
-        self._neighbours = _neighbours(vertices, step)                  # (d+1,M,3)
+        features = features.detach().reshape(-1, *features.shape[-2:])
+        simplex, codes, self.weight, step = _enclosing_simplex(features)                 # weight: (BN,d+1)
+        vertices, corner = codes.unique(return_inverse=True)
+        self.n, self.n_vertices = len(step), len(vertices)              # d+1, M
+        self.corner = corner.int()[simplex]                             # (BN,d+1)
+        self._neighbours = _neighbours(vertices, step)                  # (d+1,M+1,3)
+        self._sort_by_vertex()
+
+    def _sort_by_vertex(self):
+        "List the points of each vertex, and their weights"
+        corner = self.corner.flatten()
+        order = corner.argsort(stable=True)                             # (BN(d+1),)
+        self._hears, self._hears_weight = order.int()//self.n, self.weight.flatten()[order]
+        count = corner.bincount(minlength=self.n_vertices + 1)          # row M has no points
+        self._starts = (count.cumsum(0) - count).int()                  # (M+1,) where each vertex's points start
 
 # %% ../nbs/method/08_lattice.ipynb #0c432303
 @patch_to(PermutohedralLattice)
 def _blur(self, x, order):
-    "Blur the values (M,C) of the vertices along one direction after the other"
-    weight = x.new_tensor([1., .5, .5]).expand(self.n_vertices, 3).contiguous()
+    "Blur the values (M+1,C) of the vertices along one direction after the other"
+    weight = x.new_tensor([1., .5, .5]).expand(len(x), 3).contiguous()
     for direction in order:
-        x = F.pad(x, (0, 0, 0, 1))                                      # row M, the missing neighbours
         x = F.embedding_bag(self._neighbours[direction], x, mode='sum', per_sample_weights=weight)
     return x
 
@@ -123,10 +143,8 @@ def _pass(self, values, orders):
     "Splat, average the blurs in each order, slice"
     weight = self._hears_weight.to(values)
     x = F.embedding_bag(self._hears, values.contiguous(), self._starts, mode='sum', per_sample_weights=weight)
-    total = 0.
-    for order in orders: total = total + F.pad(self._blur(x, order), (0, 0, 0, 1))/len(orders)
-    x = F.embedding_bag(self.corner, total, mode='sum', per_sample_weights=self.weight.to(values))
-    return x/(1 + 2**(1 - self.n))
+    x = sum(self._blur(x, order) for order in orders)/(len(orders)*(1 + 2**(1 - self.n)))
+    return F.embedding_bag(self.corner, x, mode='sum', per_sample_weights=self.weight.to(values))
 
 # %% ../nbs/method/08_lattice.ipynb #e2195cdc
 class _Filter(torch.autograd.Function):
@@ -174,6 +192,6 @@ def bilateral_features(
     sigma_xy:float=100. # standard deviation of distance, pixels
 )->Tensor: # (B,HW,5)
     "Return each pixel's coordinates and colour as features, in units of their standard deviations"
-    position = position_features(*image.shape[-2:], image)/sigma_xy
-    colour = image.flatten(2).transpose(1, 2)/sigma_rgb
-    return torch.cat([position.expand(len(image), -1, -1), colour], -1)
+    position = position_features(*image.shape[-2:], image).T/sigma_xy
+    rows = torch.cat([position.expand(len(image), -1, -1), image.flatten(2)/sigma_rgb], 1)          # (B,5,HW)
+    return rows.transpose(1, 2)
