@@ -65,6 +65,18 @@ PRESETS['voc_mini'] = TrainConfig(
     show_at=(401, 800, 1200),
     out='runs/voc_mini')
 
+# %% ../nbs/train/config.ipynb #1fa315b2
+PRESETS['voc_mini_cam'] = replace(
+    PRESETS['voc_mini'],
+    encoder_options=PRESETS['voc_mini'].encoder_options | dict(frozen=3),
+    crop=224,
+    iterations=900,
+    weight_seg=0.,
+    weight_reg=0.,
+    save_every=300,
+    show_at=(),
+    out='runs/voc_mini_cam')
+
 # %% ../nbs/train/config.ipynb #eb1af897
 PRESETS['demo'] = TrainConfig(
     # text, encoder and heads

@@ -20,7 +20,7 @@ from .gia import gia_loss, local_loss
 from .lea import lea_loss
 from .masks import box_share, object_mask, split_foreground
 from .refine import PAR, pair_counts, ptc_loss, refine_labels
-from .segment import DenseEnergyLoss, SegHead, pixel_counts, seg_loss
+from .segment import DenseEnergyLoss, SegHead, pixel_counts, seg_loss, segmentation_losses
 from .text import TextEmbeddings
 
 # %% ../nbs/method/10_model.ipynb #a1a227cc
@@ -208,13 +208,12 @@ def _full_precision(out):
 
 def _segmentation_losses(out, pseudo, weights, energy, pixels):
     "L_seg and L_reg, if their weights are not zero"
-    terms, size = {}, pseudo.pixel.shape[-2:]
-    seg = F.interpolate(out.seg, size, mode='bilinear', align_corners=False)              # (B,C+1,H,W)
-    if weights['seg']: terms['seg'] = seg_loss(seg, pseudo.pixel, pixels)
-    if weights['reg']:
-        if energy is None: energy = DenseEnergyLoss()
-        terms['reg'] = energy(pseudo.image, seg, pseudo.pixel, pseudo.roi)
-    return terms
+    if energy is None: energy = DenseEnergyLoss()
+    if weights['seg'] and weights['reg']:
+        return segmentation_losses(pseudo.image, out.seg, pseudo.pixel, energy, pseudo.roi, pixels)
+    if weights['seg']: return dict(seg=seg_loss(out.seg, pseudo.pixel, pixels))
+    if weights['reg']: return dict(reg=energy(pseudo.image, out.seg, pseudo.pixel, pseudo.roi))
+    return {}
 
 # %% ../nbs/method/10_model.ipynb #7558988f
 def losses(
