@@ -59,11 +59,12 @@ def written_out_attention(
     finally:
         for layer, fused in zip(layers, before): layer.fused_attn = fused
 
-# %% ../nbs/appendix/published.ipynb #c19d13b1
-def _one_view(maps, size, merge):
-    "Maps of images and of their flips (2B,C,h,w) as one map of each image, (B,C,H,W)"
+# %% ../nbs/appendix/published.ipynb #54cfcdda
+def _one_scale(maps, size, flip, merge):
+    "Maps (B,C,h,w), or of images and of their flips (2B,C,h,w), as one map of each image, (B,C,H,W)"
     if merge == 'sum': maps = maps.relu()
     maps = F.interpolate(maps.float(), size, mode='bilinear', align_corners=False)
+    if not flip: return maps.relu()
     view, flipped = maps.chunk(2)
     if merge == 'sum': return view + flipped.flip(-1)
     return torch.maximum(view, flipped.flip(-1)).relu()
@@ -78,6 +79,7 @@ def plain_cams(
     model:DALNet, # its encoder is a plain ViT
     image:Tensor, # (B,3,H,W) in [0,1]
     scales:tuple=(1., .5, 1.5), # factors for the image's sides
+    flip:bool=True, # also use the flips
     merge:str='max', # of a view and its flip: "max" as published, or "sum"
     antialias:bool=False # also average the pixels of smaller images
 )->tuple[Tensor,Tensor]: # final and intermediate CAMs, (B,C,H,W) each in [0,1]
@@ -86,9 +88,9 @@ def plain_cams(
     for scale in scales:
         small = [round(side*scale) for side in size]
         view = F.interpolate(image, small, mode='bilinear', align_corners=False, antialias=antialias and scale < 1)
-        _, patch, middle = plain_tokens(model.encoder, torch.cat([view, view.flip(-1)]))
-        final = final + _one_view(F.conv2d(patch, model.head.weight), size, merge)
-        inter = inter + _one_view(F.conv2d(middle, model.inter_head.weight), size, merge)
+        _, patch, middle = plain_tokens(model.encoder, torch.cat([view, view.flip(-1)]) if flip else view)
+        final = final + _one_scale(F.conv2d(patch, model.head.weight), size, flip, merge)
+        inter = inter + _one_scale(F.conv2d(middle, model.inter_head.weight), size, flip, merge)
     return _normalize(final), _normalize(inter)
 
 # %% ../nbs/appendix/published.ipynb #21f330a9
@@ -249,11 +251,11 @@ def plain_energy(
     gate = torch.where(unknown, 1., (1 - prob.amax(1, keepdim=True)).clamp(min=0)).detach()
     return 1e-7*_Energy.apply(prob, filter(picture, prob.detach(), 15., 50.), gate)
 
-# %% ../nbs/appendix/published.ipynb #9e5bbceb
+# %% ../nbs/appendix/published.ipynb #c33c22f9
 def _plain_labels(model, batch, config, merge):
     "Patch labels (B,h,w) and pixel labels (B,H,W) from CAMs in passes of their own"
     image, tags = batch['image'], batch['tags']
-    final, inter = plain_cams(model, image, config.pseudo_scales, merge, antialias=True)
+    final, inter = plain_cams(model, image, config.pseudo_scales, config.pseudo_flip, merge, antialias=True)
     grid = [side//model.encoder.patch_size for side in image.shape[-2:]]
     with torch.autocast(image.device.type, enabled=False):
         patch = plain_patch_label(inter, tags, grid, config.high, config.low)
