@@ -107,7 +107,7 @@ def _points(path, axes, names):
                 ax.set_title(f'exponent {found["exponents"][name]:.2f}', fontsize=9)
                 ax.set_xscale('log'); ax.set_yscale('log')
                 ax.set_xticks(found['sizes'], [str(size) for size in found['sizes']])
-                ax.minorticks_off()
+                ax.tick_params(axis='x', which='minor', bottom=False, labelbottom=False)
                 ax.set_ylabel(label)
             column[-1].set_xlabel(axis)
 
