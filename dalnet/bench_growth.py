@@ -69,8 +69,8 @@ def _score_labels(config, classes): return {n: lambda n=n: _score(config, n - 1,
 def _score_images(config, classes):
     return {2*times: lambda n=2*times: _score(config, classes, config.crop, n) for times in TIMES}
 
-AXES = {'step, pixels': _step_pixels, 'step, batch': _step_batch, 'step, labels': _step_labels,
-        'score, pixels': _score_pixels, 'score, labels': _score_labels, 'score, images': _score_images}
+AXES = {'step-pixels': _step_pixels, 'step-batch': _step_batch, 'step-labels': _step_labels,
+        'score-pixels': _score_pixels, 'score-labels': _score_labels, 'score-images': _score_images}
 
 # %% ../nbs/appendix/bench_growth.ipynb #c0bf6ba3
 def _measure_axis(works, rounds, device):

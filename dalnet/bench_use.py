@@ -136,6 +136,8 @@ def bench_evaluate(
     "Measure evaluation, and print a table"
     device = resolve_device(device)
     model, config = bench_model(config, checkpoint, images.classes, device)
+    if tuple(model.names) != tuple(images.classes):
+        raise InputError(f'{checkpoint}: its classes are not those of the images; name its own with --data')
     def segmentation(crf): return lambda: evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
     works = {'evaluate, CAMs': lambda: evaluate_cams(model, images, device=device),
              'evaluate, segmentation': segmentation(None), 'evaluate, segmentation with CRF': segmentation('lattice')}
