@@ -83,7 +83,8 @@ def _network(setup, config):
     model = build_model(config, build_text(config, names)).to(setup.device).eval()
     patch = model.encoder.patch_size
     if setup.size % (2*patch):
-        raise InputError(f'size must be a multiple of {2*patch}, twice the patch size of {setup.encoder}; got {setup.size}')
+        raise InputError(
+            f'size must be a multiple of {2*patch}, twice the patch size of {setup.encoder}; got {setup.size}')
     return model
 
 # %% ../nbs/appendix/bench.ipynb #097a381a
@@ -217,8 +218,8 @@ def bench_energy(
     logits = inputs.to(3*torch.randn(n, setup.classes + 1, size//16, size//16))
     half = F.interpolate(image, [size//2]*2), F.interpolate(logits, [size//2]*2, mode='bilinear').softmax(1), 15., 50.
     return [
-        compare('lattice', lambda: cpp_filter(*half), lambda: lattice_filter(*half), None, setup.rounds, 1, setup.device,
-                note=f'{n} images of {size//2} pixels, {setup.classes + 1} labels; plain: pydensecrf'),
+        compare('lattice', lambda: cpp_filter(*half), lambda: lattice_filter(*half), None, setup.rounds, 1,
+                setup.device, note=f'{n} images of {size//2} pixels, {setup.classes + 1} labels; plain: pydensecrf'),
         compare('energy', lambda: _with_gradient(lambda x: plain_energy(image, x, label), logits),
                 lambda: _with_gradient(lambda x: energy(image, x, label), logits), None, setup.rounds, 1, setup.device,
                 note=f'{n} images of {size} pixels; plain: pydensecrf')]

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'our_step', 'bench_step', 'bench_preset_step']
 
-# %% ../nbs/appendix/bench_steps.ipynb #92d50f61
+# %% ../nbs/appendix/bench_steps.ipynb #60203e26
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 import torch
-from .bench import PRECISIONS, SCALES, BenchInputs, BenchSetup, autocast, lattice_filter, merges_by_maximum, report
+from .bench import (
+    PRECISIONS, SCALES, BenchInputs, BenchSetup, autocast, lattice_filter, merges_by_maximum, report)
 from .build import build_text
 from .measure import Row, agree, compare, measure_all
 from .processes import resolve_device

@@ -138,7 +138,8 @@ def bench_evaluate(
     model, config = bench_model(config, checkpoint, images.classes, device)
     if tuple(model.names) != tuple(images.classes):
         raise InputError(f'{checkpoint}: its classes are not those of the images; name its own with --data')
-    def segmentation(crf): return lambda: evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
+    def segmentation(crf):
+        return lambda: evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
     works = {'evaluate, CAMs': lambda: evaluate_cams(model, images, device=device),
              'evaluate, segmentation': segmentation(None), 'evaluate, segmentation with CRF': segmentation('lattice')}
     return _measure(out, 'evaluate', works, rounds, device, len(images), scales=config.test_scales,

@@ -231,7 +231,9 @@ def compare(
     note:str='' # what the two are
 )->Row:
     "Check that two implementations agree, then measure both in turn"
-    if plain is None: return Row(part, dtype, measure_all(dict(ours=ours), rounds, warmup, device)['ours'], {}, count, note)
+    if plain is None:
+        found = measure_all(dict(ours=ours), rounds, warmup, device)
+        return Row(part, dtype, found['ours'], {}, count, note)
     if check is None: agree(part, plain(), ours())
     else: check(plain(), ours())
     found = measure_all(dict(plain=plain, ours=ours), rounds, warmup, device)

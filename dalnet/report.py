@@ -34,8 +34,9 @@ def table(
         ratio = f'{row.ratio:.2f}' if row.plain else '-'
         lines.append([row.part, row.dtype, *_side(row, 'plain', about), *_side(row, 'ours', about), ratio])
     width = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return '\n'.join('  '.join(cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(line, width)))
-                     for line in lines)
+    padded = [[cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(line, width))]
+              for line in lines]
+    return '\n'.join('  '.join(cells) for cells in padded)
 
 # %% ../nbs/appendix/report.ipynb #1a49eccc
 @contextmanager
