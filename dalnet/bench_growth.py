@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LABELS', 'TIMES', 'AXES', 'bench_growth']
 
-# %% ../nbs/appendix/bench_growth.ipynb #03d8774b
+# %% ../nbs/appendix/bench_growth.ipynb #9b14af97
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .bench import BenchInputs, BenchSetup
 from .bench_steps import our_step
 from .bench_use import BenchImages, bench_model
-from .core import InputError, check_choice
+from .core import check_choice
 from .evaluation import evaluate_cams
 from .measure import alternate, machine, peak_memory
 from .processes import resolve_device

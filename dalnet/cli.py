@@ -6,7 +6,7 @@
 __all__ = ['dalnet_train', 'dalnet_eval', 'dalnet_predict', 'dalnet_pseudo_labels', 'dalnet_data', 'dalnet_demo']
 
 # %% ../nbs/use/cli.ipynb #81a6d666
-import argparse, os, sys, time
+import os, sys, time
 from pathlib import Path
 from .config import write_config
 from .core import InputError

@@ -207,6 +207,7 @@ class Row:
     @property
     def ratio(self): return self.seconds('plain')/self.seconds('ours') if self.plain else None
 
+# %% ../nbs/appendix/measure.ipynb #d2a8e0de
 def measure_all(
     works:dict, # name -> callable
     rounds:int=5, # number of measured rounds

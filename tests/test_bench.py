@@ -49,7 +49,8 @@ def test_growth_fits_exponents(tmp_path, capsys):
     along = 'step-pixels,step-labels,score-images'
     dalnet_bench(['growth', *DEMO, *TINY_DEMO, '--along', along, '--rounds', '1', '--out', str(tmp_path)])
     axes = json.loads((tmp_path/'growth.json').read_text())['axes']
-    assert axes['step-pixels']['sizes'] == [64**2, 96**2, 128**2] and axes['step-labels']['sizes'] == [21, 81, 171, 1000]
+    assert axes['step-pixels']['sizes'] == [64**2, 96**2, 128**2]
+    assert axes['step-labels']['sizes'] == [21, 81, 171, 1000]
     for found in axes.values():
         assert set(found['exponents']) == {'seconds', 'memory'} and min(found['seconds']) > 0
     assert axes['score-images']['exponents']['seconds'] > 0 and len(axes['score-images']['memory']) == 3
@@ -63,7 +64,8 @@ def test_bf16_is_compared_with_float32(tmp_path):
 
 
 @pytest.mark.parametrize('name, argv', [
-    ('dalnet.bench.ptc_loss', ['parts', '--parts', 'contrast']), ('dalnet.bench.refine_labels', ['parts', '--parts', 'par']),
+    ('dalnet.bench.ptc_loss', ['parts', '--parts', 'contrast']),
+    ('dalnet.bench.refine_labels', ['parts', '--parts', 'par']),
     ('dalnet.model.ptc_loss', ['step'])])
 def test_a_disagreement_is_one_line_and_no_number(name, argv, tmp_path, capsys):
     def wrong(*args): return getattr(refine, name.split('.')[-1])(*args) + 1
