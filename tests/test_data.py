@@ -2,7 +2,7 @@
 import json, os, pickle, subprocess, sys
 import numpy as np
 import pytest, torch
-from dalnet.bench import opening_cost, random_table
+from dalnet.bench_data import opening_cost, random_table
 from dalnet.data import open_dataset
 from dalnet.tagged import TaggedImageDataset
 from dalnet.batches import SampleStream

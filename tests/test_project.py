@@ -69,15 +69,16 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ cli config core options settings'.split(), set()),
-    **dict.fromkeys('cam crf gia images lattice lea masks refine segment shapes text'.split(), {'torch'}),
+    **dict.fromkeys('__init__ bench_cli cli config core options settings'.split(), set()),
+    **dict.fromkeys('cam crf gia images lattice lea masks measure refine report segment shapes text'
+                    .split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
-    **dict.fromkeys('bench data tagged voc voc_tags'.split(), DATA),
-    **dict.fromkeys('encoder frozen model'.split(), MODEL),
+    **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
+    **dict.fromkeys('encoder frozen model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
-    **dict.fromkeys('evaluation inference label_files step'.split(), RUN),
+    **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step'.split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('cost demo figures training'.split(), RUN | {'matplotlib'})}
 
@@ -158,10 +159,10 @@ def test_modules_fit_on_a_few_pages():
 def test_console_scripts_exist():
     config = configparser.ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini')
-    import dalnet.cli
     for script in config['DEFAULT']['console_scripts'].split():
         name, target = script.split('=')
-        assert callable(getattr(dalnet.cli, target.split(':')[1])) and (Path(sys.executable).parent/name).exists()
+        module, function = target.split(':')
+        assert callable(getattr(importlib.import_module(module), function)) and (Path(sys.executable).parent/name).exists()
 
 
 @pytest.fixture(scope='module')
