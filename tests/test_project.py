@@ -162,7 +162,8 @@ def test_console_scripts_exist():
     for script in config['DEFAULT']['console_scripts'].split():
         name, target = script.split('=')
         module, function = target.split(':')
-        assert callable(getattr(importlib.import_module(module), function)) and (Path(sys.executable).parent/name).exists()
+        assert callable(getattr(importlib.import_module(module), function))
+        assert (Path(sys.executable).parent/name).exists()
 
 
 @pytest.fixture(scope='module')
