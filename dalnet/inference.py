@@ -73,7 +73,8 @@ def _infer_tiled(model, image, tile, overlap):
 # %% ../nbs/use/inference.ipynb #d46db8ac
 def _enlarge(maps, size):
     "(K,h,w) -> (K,H,W)"
-    return F.interpolate(maps[None], size, mode='bilinear', align_corners=False)[0]
+    maps = maps[None].contiguous()                                       # with channels last it takes longer
+    return F.interpolate(maps, size, mode='bilinear', align_corners=False)[0]
 
 @dataclass
 class Maps:
@@ -122,13 +123,15 @@ def merge_scales(
 )->Maps: # at the image's size, or with a longer side of `max_side`
     "Average probabilities and tag logits, and collect the activations"
     size = [max(1, round(side*min(1, max_side/max(size)))) for side in size]
-    probs, logits, activations, n = 0., 0., [], 0
-    for one_logits, seg, activation in outputs:
-        for view in seg: probs = probs + _enlarge(view, size).softmax(0)
-        logits = logits + one_logits.sum(0)
+    total, logits, activations = None, [], []
+    for view_logits, seg, activation in outputs:
+        for view in seg:
+            probs = _enlarge(view, size).softmax(0)
+            total = probs if total is None else total.add_(probs)
+        logits.append(view_logits)
         activations.append(activation.sum(0))
-        n += len(seg)
-    return Maps((logits/n).sigmoid(), probs/n, activations)
+    logits = torch.cat(logits)                                           # (V,C), V views in all
+    return Maps(logits.mean(0).sigmoid(), total.div_(len(logits)), activations)
 
 def predict_maps(
     model:DALNet, # in eval mode
