@@ -61,7 +61,7 @@ def _train_and_score(config, args):
     print_rank0(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
     if dataset:
         report_scores(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json',
-                      seg=has_segmentation(last), scales=config.test_scales)
+                      seg=has_segmentation(last), scales=config.test_scales, merge=config.flip_merge)
 
 @console_command
 def dalnet_train(
@@ -157,7 +157,8 @@ def _evaluate(args):
     _check_writable(out)
     _check_classes(dataset, names, args.checkpoint)
     scales = args.scales or config.test_scales
-    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip)
+    report_scores(
+        model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip, config.flip_merge)
 
 @console_command
 def dalnet_eval(

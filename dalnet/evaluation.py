@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .build import open_data
-from .cam import multi_scale_cam
+from .cam import class_labels, multi_scale_cam, tagged_classes
 from .settings import TrainConfig
 from .core import IGNORE, write_whole
 from .crf import dense_crf
 from .dataset import ImageDataset
-from .inference import PATIENCE, label_at, limit_to_tags, predict_maps
+from .inference import PATIENCE, infer_scale, label_at, limit_to_tags, merge_scales
 from .model import DALNet
 from .processes import all_reduce, explain_lost_rank, is_main, print_rank0, progress, resolve_device, shard
 from .transforms import EvalTransform
@@ -73,15 +73,17 @@ class ThresholdSweep:
         self.counts = torch.zeros(n_classes, n_classes, len(self.thresholds) + 1, dtype=torch.long)
 
     def update(self,
-        cam:Tensor, # (B,C,H,W) in [0,1]
-        tags:Tensor, # (B,C) in {0,1}
-        target:Tensor # (B,H,W) int labels; 255 is left out
+        cam:Tensor, # (B,C,H,W) in [0,1]; or (B,K,H,W) with `classes`
+        tags:Tensor, # (B,C) or (B,K) in {0,1}
+        target:Tensor, # (B,H,W) int labels; 255 is left out
+        classes:Tensor|None=None # (B,K) of `tagged_classes`, if these are each image's own maps
     ):
         "Count a batch"
         value, winner = (cam*tags[:, :, None, None]).max(1)
+        label = winner + 1 if classes is None else class_labels(winner + 1, classes)
         keep = target != IGNORE
         level = torch.bucketize(value[keep], self.edges.to(value))       # number of thresholds below the activation
-        index = (target[keep]*self.n + winner[keep] + 1)*(len(self.thresholds) + 1) + level
+        index = (target[keep]*self.n + label[keep])*(len(self.thresholds) + 1) + level
         self.counts += torch.bincount(index, minlength=self.counts.numel()).reshape(self.counts.shape).cpu()
 
 # %% ../nbs/use/evaluation.ipynb #6870dca4
@@ -173,17 +175,19 @@ def evaluate_cams(
     flip:bool=True, # also flip each image left to right
     fixed:float=.3, # the fixed threshold; one of `thresholds`
     thresholds:tuple=THRESHOLDS, # to find the best of
-    device:str='cpu' # where the model is
+    device:str='cpu', # where the model is
+    merge:str='max' # how a map and that of the flip become one: "max" or "sum", see `multi_scale_cam`
 )->dict[str,CamScores]: # "cam", and "inter" if the model returns both
     "Score the final and the intermediate CAMs of a model, knowing the true tags"
     if fixed not in thresholds:
         raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
     sweeps = {kind: ThresholdSweep(len(dataset.classes) + 1, thresholds) for kind in ('cam', 'inter')}
     for image, tags, target in _items(model, dataset, device):
-        cams = multi_scale_cam(model, image[None], scales, flip)
+        classes, present = tagged_classes(tags[None])                   # (1,K) each
+        cams = multi_scale_cam(model, image[None], scales, flip, merge=merge, classes=classes)
         if torch.is_tensor(cams): cams = (cams,)
         for sweep, maps in zip(sweeps.values(), cams):
-            sweep.update(_at_size(maps, target.shape), tags[None], target[None])
+            sweep.update(_at_size(maps, target.shape), present, target[None], classes)
     _sum_counts(sweeps.values())
     return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items() if sweep.counts.any()}
 
@@ -206,8 +210,9 @@ class SegScores:
 # %% ../nbs/use/evaluation.ipynb #f1ab22f3
 def _variants(model, image, tags, scales, flip, crf, tile):
     "Segment one image in each way that is scored: variant -> (C+1,h,w) probabilities"
-    single = predict_maps(model, image, (1.,), False, tile)
-    multi = predict_maps(model, image, scales, flip, tile)
+    outputs, size = [infer_scale(model, image, scale, flip, tile) for scale in scales], image.shape[-2:]
+    plain = outputs[scales.index(1)] if 1 in scales else infer_scale(model, image, 1., False, tile)
+    single, multi = merge_scales([[each[:1] for each in plain]], size), merge_scales(outputs, size)
     found = {'single': single.probs, 'single, tags': limit_to_tags(single.probs, tags, single.tags),
              'multi': multi.probs, 'multi, tags': limit_to_tags(multi.probs, tags, multi.tags)}
     if crf:
@@ -289,11 +294,12 @@ def report_scores(
     crf:str|None=None, # CRF engine; None = score without
     cam_scales:tuple=(1., .5, 1.5), # of the CAMs
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
-    flip:bool=True # also flip each image left to right
+    flip:bool=True, # also flip each image left to right
+    merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
 )->dict: # "cam", "inter" and "seg", those that were scored
     "Evaluate CAMs and segmentation, print the table and write it as JSON"
     start = time.perf_counter()
-    scores = evaluate_cams(model, dataset, cam_scales, flip, device=device) if cams else {}
+    scores = evaluate_cams(model, dataset, cam_scales, flip, device=device, merge=merge) if cams else {}
     if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device)
     seconds = time.perf_counter() - start
     print_rank0(f'\n{score_table(scores)}\n\n{_reading(scores, dataset, seconds)}')

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .cam import cam_to_label, multi_scale_cam, normalize_cam
+from .cam import cam_to_label, class_labels, multi_scale_cam, normalize_cam, tagged_classes
 from .core import InputError, palette
 from .crf import dense_crf
 from .inference import label_at, limit_to_tags, predict_maps
@@ -51,14 +51,14 @@ def _tag_names(names, tags):
     "The tags (C,) of an image as text, wrapped to fit the title of a panel"
     return fill(', '.join(name for name, tag in zip(names, tags) if tag), 18)
 
-def _cam_rows(model, item, scales, flip, max_tags):
+def _cam_rows(model, item, scales, flip, max_tags, merge):
     "For each tag of one item: (class, intermediate CAM (H,W), object-aware mask (h,w), final CAM (H,W))"
-    device = next(model.parameters()).device
+    classes, device = item['tags'].nonzero()[:max_tags, 0], next(model.parameters()).device
+    if not len(classes): return []
     image, tags = item['image'][None].to(device), item['tags'][None].to(device)
-    final, inter = multi_scale_cam(model, image, scales, flip)
+    final, inter = multi_scale_cam(model, image, scales, flip, merge=merge, classes=classes[None].to(device))
     mask = object_mask(normalize_cam(model.activations(image)[1].relu()), tags, model.beta)[0, 0].cpu()
-    classes = item['tags'].nonzero()[:max_tags, 0].tolist()
-    return [(c, inter[0, c].cpu(), mask, final[0, c].cpu()) for c in classes]
+    return [(c, inter[0, k].cpu(), mask, final[0, k].cpu()) for k, c in enumerate(classes.tolist())]
 
 # %% ../nbs/use/figures.ipynb #7f298c4e
 def _grid(items, columns, width, lines):
@@ -84,11 +84,12 @@ def show_cams(
     scales:tuple=(1., .5, 1.5), # of the CAMs
     flip:bool=True, # add flips
     max_tags:int=2, # rows at most for each image
-    width:float=1.9 # of one panel, inches
+    width:float=1.9, # of one panel, inches
+    merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
 )->plt.Figure:
     "Image, ground truth, intermediate CAM, object-aware mask and final CAM for each tag, side by side"
     model.eval()
-    rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags)]
+    rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags, merge)]
     if not rows:
         raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
     fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
@@ -104,12 +105,14 @@ def show_cams(
     return fig
 
 # %% ../nbs/use/figures.ipynb #fb6c4510
-def _cam_labels(model, image, tags, scales, flip, threshold, high, low):
+def _cam_labels(model, image, tags, scales, flip, threshold, high, low, merge):
     "Title -> (H,W) label, for the CAM of one image and for its pseudo label"
-    maps, _ = multi_scale_cam(model, image[None], scales, flip)
-    label = cam_to_label(maps, tags[None], threshold, threshold)
-    refined = refine_labels(PAR(), 255*image[None], maps, tags[None], high, low)
-    return {f'CAM > {threshold}': label[0].cpu(), 'pseudo label': refined[0].cpu()}
+    classes, present = tagged_classes(tags[None])                       # (1,K) each
+    maps, _ = multi_scale_cam(model, image[None], scales, flip, merge=merge, classes=classes)
+    label = cam_to_label(maps, present, threshold, threshold)
+    refined = refine_labels(PAR(), 255*image[None], maps, present, high, low)
+    labels = {f'CAM > {threshold}': label, 'pseudo label': refined}
+    return {title: class_labels(each, classes)[0].cpu() for title, each in labels.items()}
 
 def _segmentations(model, image, tags, size, scales, flip, crf):
     "Title -> (H,W) label, for the segmentation of one image, free, with the CRF, and limited to its tags"
@@ -132,7 +135,8 @@ def show_segmentation(
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
     flip:bool=True, # add flips
     crf:str='lattice', # CRF engine, see `dense_crf`
-    width:float=1.9 # of one panel, inches
+    width:float=1.9, # of one panel, inches
+    merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
 )->plt.Figure:
     "Image, truth, CAM, pseudo label, prediction, and prediction after the CRF, free and with the true tags"
     model.eval()
@@ -143,7 +147,7 @@ def show_segmentation(
         size = item['mask'].shape if 'mask' in item else image.shape[-2:]
         show_map(ax[0], item['image'], title=_tag_names(model.names, item['tags']))
         if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        labels = _cam_labels(model, image, tags, cam_scales, flip, threshold, high, low)
+        labels = _cam_labels(model, image, tags, cam_scales, flip, threshold, high, low, merge)
         labels |= _segmentations(model, image, tags, size, scales, flip, crf)
         for panel, (title, label) in zip(ax[2:], labels.items()): show_mask(panel, label, title)
     fig.tight_layout()

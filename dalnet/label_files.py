@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from .build import open_data
-from .cam import multi_scale_cam
+from .cam import class_labels, multi_scale_cam, tagged_classes
 from .checkpoint import Checkpoint
 from .core import InputError, first_line, palette, write_whole
 from .dataset import ImageDataset
@@ -117,9 +117,12 @@ class _Labeller:
         with self.dataset.open_image(i) as picture:
             size, image = upright_size(picture), self.dataset.transform(picture)['image'][None].to(self.device)
         tags = torch.from_numpy(self.dataset.tag_row(i))[None].float().to(self.device)
+        options, (classes, present) = self.options, tagged_classes(tags)            # (1,K) each
         with torch.inference_mode():
-            maps, _ = multi_scale_cam(self.model, image, self.options['scales'], self.options['flip'])
-        label = refine_labels(self.par, 255*image, maps, tags, self.options['high'], self.options['low'])
+            maps, _ = multi_scale_cam(
+                self.model, image, options['scales'], options['flip'], merge=options['merge'], classes=classes)
+        label = refine_labels(self.par, 255*image, maps, present, options['high'], options['low'])
+        label = class_labels(label, classes)
         return F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
 
     def __call__(self, i):
@@ -183,7 +186,7 @@ def _label_options(config, scales, flip, high, low):
     high, low = config.high if high is None else high, config.low if low is None else low
     if not 0 <= low <= high <= 1:
         raise InputError(f'thresholds must be from 0 to 1, low not above high; got low {low} and high {high}')
-    return dict(scales=list(scales), flip=flip, high=high, low=low)
+    return dict(scales=list(scales), flip=flip, merge=config.flip_merge, high=high, low=low)
 
 def _label_data(config, checkpoint, names, data, split, tags):
     "The images to label; their classes must be `names`, those of the checkpoint"
