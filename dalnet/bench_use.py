@@ -8,6 +8,7 @@ __all__ = ['BenchImages', 'bench_crf', 'bench_model', 'bench_predict', 'bench_ev
 # %% ../nbs/appendix/bench_use.ipynb #ce155673
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from .core import InputError
 from .crf import check_engine, dense_crf
 from .evaluation import evaluate_cams, evaluate_segmentation, evaluation_data
 from .inference import Predictor
-from .measure import Row, agree, compare, machine, measure_all
+from .measure import Row, agree, compare, has_fast_bf16, machine, measure_all
 from .processes import resolve_device
 from .report import save_report
 from .settings import TrainConfig
@@ -138,9 +139,16 @@ def bench_evaluate(
     model, config = bench_model(config, checkpoint, images.classes, device)
     if tuple(model.names) != tuple(images.classes):
         raise InputError(f'{checkpoint}: its classes are not those of the images; name its own with --data')
-    def segmentation(crf):
-        return lambda: evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
-    works = {'evaluate, CAMs': lambda: evaluate_cams(model, images, device=device),
-             'evaluate, segmentation': segmentation(None), 'evaluate, segmentation with CRF': segmentation('lattice')}
+    def cams(precision):
+        model.precision = precision
+        evaluate_cams(model, images, device=device, merge=config.flip_merge)
+    def segmentation(precision, crf):
+        model.precision = precision
+        evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
+    works = {}
+    for precision in ('fp32', 'bf16') if has_fast_bf16(device) else ('fp32',):
+        works |= {f'CAMs, {precision}': partial(cams, precision),
+                  f'segmentation, {precision}': partial(segmentation, precision, None),
+                  f'segmentation and CRF, {precision}': partial(segmentation, precision, 'lattice')}
     return _measure(out, 'evaluate', works, rounds, device, len(images), scales=config.test_scales,
                     checkpoint=str(checkpoint or ''))

@@ -91,6 +91,8 @@ def _segment_options(parser):
         'of the segmentation, as factors for the image\'s sides; default: the checkpoint\'s test_scales'))
     parser.add_argument('--crf', type=crf_engine, default='lattice', metavar='{none,lattice,pydensecrf}', help=(
         'engine of the dense CRF (lattice)'))
+    parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'], help=(
+        'of the network; bf16 is faster where the device has instructions for it (fp32)'))
     _look_options(parser)
 
 # %% ../nbs/use/cli.ipynb #d242c19d
@@ -131,7 +133,7 @@ def _submit(args, config, device):
     from dalnet.label_files import write_submission
     from dalnet.processes import print_rank0
     dataset = open_dataset(args.data or config.data, args.split or 'test', 'none', allow_untagged=True)
-    predictor = Predictor(args.checkpoint, device, args.scales, args.flip, args.crf)
+    predictor = Predictor(args.checkpoint, device, args.scales, args.flip, args.crf, precision=args.precision)
     print_rank0(f'{len(dataset)} masks written: {write_submission(predictor, dataset, args.submission)}')
 
 # %% ../nbs/use/cli.ipynb #7fe3074c
@@ -147,6 +149,7 @@ def _evaluate(args):
     if args.scales: check_scales(args.scales)
     if args.crf: check_engine(args.crf)
     model, config = Checkpoint.load(args.checkpoint, device)
+    model.precision = args.precision
     if args.submission: return _submit(args, config, device)
     cams, seg = args.what != 'segmentation', args.what != 'cams' and has_segmentation(args.checkpoint)
     if not (cams or seg):
@@ -197,7 +200,8 @@ def dalnet_predict(
     args = parse_options(argv, about, _predict_options)
     from dalnet.inference import Predictor
     from dalnet.label_files import predict_files
-    predictor = Predictor(args.checkpoint, args.device, args.scales, args.flip, args.crf, args.long_side, args.tile)
+    predictor = Predictor(args.checkpoint, args.device, args.scales, args.flip, args.crf, args.long_side, args.tile,
+                          precision=args.precision)
     _report(*predict_files(predictor, args.images, args.out), args.out)
 
 # %% ../nbs/use/cli.ipynb #b32b2310

@@ -249,10 +249,11 @@ def _positions(vit, grid):
 # %% ../nbs/method/06_encoder.ipynb #4f827e4d
 @patch_to(Encoder)
 def _embed(self, image):
-    "Images (B,3,H,W) as patches (B,h,w,D); a CNN on a CPU stays in float32, in which it is faster than in bfloat16"
+    "Images (B,3,H,W) as patches (B,h,w,D); a CNN that learns on a CPU does so in float32, where it is faster"
     image = (_tileable(image, self.patch_size) - self.mean)/self.std
     image = image.contiguous(memory_format=torch.channels_last)
-    if not self.is_hybrid or image.device.type != 'cpu': return self.vit.patch_embed(image)
+    learns_on_cpu = image.device.type == 'cpu' and torch.is_grad_enabled()
+    if not (self.is_hybrid and learns_on_cpu): return self.vit.patch_embed(image)
     with torch.autocast('cpu', enabled=False): return self.vit.patch_embed(image.float())
 
 @patch_to(Encoder)

@@ -11,16 +11,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from PIL import Image
 from torch import Tensor
 from .cam import normalize_cam
 from .checkpoint import Checkpoint, has_segmentation
 from .settings import TrainConfig
-from .core import InputError
+from .core import InputError, check_choice
 from .crf import check_engine, dense_crf
 from .images import as_image
 from .model import DALNet
@@ -228,12 +226,14 @@ class Predictor:
         crf:str|None=None, # CRF engine, "lattice" or "pydensecrf"; None = without
         long_side:int|None=None, # resize the longer side to this many pixels first; 0 = keep; None = as in training
         tile:int=1024, # largest side processed at once, pixels
-        tag_threshold:float=.5 # tags of at least this probability are predicted
+        tag_threshold:float=.5, # tags of at least this probability are predicted
+        precision:str='fp32' # of the network, or "bf16"
     ):
         _check_options(scales, crf, long_side, tile)
+        check_choice('precision', precision, ('fp32', 'bf16'))
         self.device = resolve_device(device, PATIENCE)
         self.model, self.config = _load(checkpoint, self.device)
-        self.names = tuple(self.model.names)
+        self.names, self.precision = tuple(self.model.names), precision
         self.scales = tuple(self.config.test_scales if scales is None else scales)
         self.long_side = self.config.long_side if long_side is None else long_side
         self.flip, self.crf, self.tile, self.tag_threshold = flip, crf, tile, tag_threshold
@@ -248,7 +248,8 @@ def _weights_checksum(model):
 def settings(self:Predictor)->dict:
     "Everything that affects a prediction, including a checksum of the weights"
     return dict(weights=_weights_checksum(self.model), scales=list(self.scales), flip=self.flip, crf=self.crf,
-                long_side=self.long_side, tile=self.tile, tag_threshold=self.tag_threshold)
+                long_side=self.long_side, tile=self.tile, tag_threshold=self.tag_threshold,
+                precision=self.precision)
 
 # %% ../nbs/use/inference.ipynb #f77e38eb
 @patch
@@ -276,6 +277,7 @@ def _one(self:Predictor, x, tags):
     "Label one image, in any form that `as_image` takes"
     picture = as_image(x)
     image = EvalTransform(self.long_side or None)(picture)['image'].to(self.device)
+    self.model.precision = self.precision                                # the model may be shared
     maps = predict_maps(self.model, image, self.scales, self.flip, self.tile)
     if tags is not None: maps.probs = limit_to_tags(maps.probs, self._tag_row(tags), maps.tags)
     if self.crf: maps.probs = self._sharpen(image, maps.probs)

@@ -7,6 +7,7 @@ __all__ = ['WEIGHTS', 'pool_logits', 'DALNetOutput', 'DALNet', 'Inference', 'Pse
            'total_loss', 'label_counts', 'denominators']
 
 # %% ../nbs/method/10_model.ipynb #643414a3
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 import torch
@@ -69,6 +70,7 @@ class DALNet(nn.Module):
         super().__init__()
         D, C, T = encoder.dim, len(text.names), text.fg.shape[1]
         self.encoder, self.names, self.beta, self.pool = encoder, text.names, beta, pool
+        self.precision = 'fp32'                                         # of `infer` and `activations`, or "bf16"
         self.head = nn.Conv2d(D, C, 1, bias=False)
         self.inter_head = nn.Conv2d(D, C, 1, bias=False)                # theta_inter
         self.project_image = nn.Linear(D, width, bias=False)
@@ -134,12 +136,19 @@ class Inference(NamedTuple):
     inter_activation:Tensor # (B,C,h,w) ReLU(A) of the intermediate features
 
 @patch_to(DALNet)
+def _cast(self, image):
+    "Autocast to bfloat16 if `precision` says so; else whatever surrounds the call"
+    if self.precision == 'fp32': return nullcontext()
+    return torch.autocast(image.device.type, torch.bfloat16)
+
+@patch_to(DALNet)
 def activations(self,
     image:Tensor # (B,3,H,W) in [0,1]
 )->tuple[Tensor,Tensor]: # A of the last and of the intermediate features, (B,C,h,w) each
     "Compute class activations in one pass, of either sign, as `multi_scale_cam` needs them"
-    _, v_p, F_inter = self.encoder(image)
-    return self._activations(v_p, F_inter)
+    with self._cast(image):
+        _, v_p, F_inter = self.encoder(image)
+        return self._activations(v_p, F_inter)
 
 @patch_to(DALNet)
 @torch.no_grad()
@@ -147,9 +156,10 @@ def infer(self,
     image:Tensor # (B,3,H,W) in [0,1]
 )->Inference:
     "Run one pass for images without tags"
-    _, v_p, F_inter = self.encoder(image)                               # (B,D,h,w) each
-    A, A_inter = self._activations(v_p, F_inter)                        # (B,C,h,w) each
-    return Inference(pool_logits(v_p, self.head, self.pool), self.seg_head(v_p), A.relu(), A_inter.relu())
+    with self._cast(image):
+        _, v_p, F_inter = self.encoder(image)                           # (B,D,h,w) each
+        A, A_inter = self._activations(v_p, F_inter)                    # (B,C,h,w) each
+        return Inference(pool_logits(v_p, self.head, self.pool), self.seg_head(v_p), A.relu(), A_inter.relu())
 
 # %% ../nbs/method/10_model.ipynb #bbf6f1b1
 @dataclass

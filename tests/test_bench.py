@@ -29,12 +29,12 @@ def error_of(argv, capsys):
     ('step', [*DEMO, *NETWORK, *SIZES], ['step without segmentation', 'step with segmentation']),
     ('crf', IMAGES, ['crf, same labels', 'crf, all labels']),
     ('predict', [*DEMO, *IMAGES], ['predict, one view', 'predict, scales and flips', 'predict, scales, flips, CRF']),
-    ('evaluate', [*DEMO, *IMAGES], ['evaluate, CAMs', 'evaluate, segmentation', 'evaluate, segmentation with CRF'])])
+    ('evaluate', [*DEMO, *IMAGES], ['CAMs, fp32', 'segmentation, fp32', 'segmentation and CRF, fp32'])])
 def test_benchmarks_write_json_and_a_chart(what, argv, parts, tmp_path, capsys):
     if what in ('parts', 'crf'): pytest.importorskip('pydensecrf')
     dalnet_bench([what, *argv, '--out', str(tmp_path)])
     report = json.loads((tmp_path/f'{what}.json').read_text())
-    assert [row['part'] for row in report['rows']] == parts
+    assert [row['part'] for row in report['rows'] if 'bf16' not in row['part']] == parts
     assert {'cpu', 'threads', 'torch', 'gpu', 'flops_per_second'} <= set(report['machine'])
     for row in report['rows']:
         for side in filter(None, (row['plain'], row['ours'])):
