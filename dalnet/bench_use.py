@@ -77,7 +77,7 @@ def bench_crf(
     torch.manual_seed(0)
     inputs = [(item['image'].to(device), _guess(item['mask'], labels).to(device)) for item in images]
     def crf(engine, **options):
-        return lambda: [dense_crf(image, probs, engine, **options).argmax(0) for image, probs in inputs]
+        return lambda: [dense_crf(image, probs, engine, **options).max(0).indices for image, probs in inputs]
     ours, rows = crf('lattice'), []
     forms = {'crf, same labels': crf('pydensecrf'), 'crf, all labels': crf('pydensecrf', min_prob=0.)}
     for part, plain in forms.items():

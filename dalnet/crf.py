@@ -33,21 +33,19 @@ def _near_and_like(image, sigma_rgb, sigma_xy):
     lattice = PermutohedralLattice(bilateral_features(image[None], sigma_rgb, sigma_xy)[0])
     return lambda values: lattice.filter(values.flatten(1).T, symmetric=False).T.view_as(values)
 
-def _normalised(kernel, like):
-    "DenseCRF's symmetric normalisation of a filter, by the filtered ones"
-    scale = (kernel(torch.ones_like(like[:1])) + 1e-20).rsqrt()              # (1,H,W)
+def _normalised(kernel, weight, like):
+    "A filter times `weight`, with DenseCRF's symmetric normalisation, by the filtered ones"
+    scale = (kernel(torch.ones_like(like[:1])) + 1e-20).rsqrt_().mul_(math.sqrt(weight))     # (1,H,W)
     return lambda values: kernel(values*scale).mul_(scale)
 
 # %% ../nbs/use/crf.ipynb #ff4a622a
 def _lattice_crf(image, unary, n_iter, bilateral, gaussian):
     "Mean field with our own filters: image (3,H,W) in 0-255, unary (K,H,W) -> (K,H,W)"
     (b_xy, b_rgb, b_weight), (g_xy, g_weight) = bilateral, gaussian
-    near_and_like = _normalised(_near_and_like(image.float(), b_rgb, b_xy), unary)
-    near = _normalised(_near(g_xy), unary)
+    near_and_like = _normalised(_near_and_like(image.float(), b_rgb, b_xy), b_weight, unary)
+    near = _normalised(_near(g_xy), g_weight, unary)
     Q = (-unary).softmax(0)
-    for _ in range(n_iter):
-        message = near_and_like(Q).mul_(b_weight).add_(near(Q), alpha=g_weight)
-        Q = message.sub_(unary).softmax(0)
+    for _ in range(n_iter): Q = near_and_like(Q).add_(near(Q)).sub_(unary).softmax(0)
     return Q
 
 # %% ../nbs/use/crf.ipynb #de4cf665
@@ -76,7 +74,7 @@ def check_engine(
 # %% ../nbs/use/crf.ipynb #bc931eaa
 def _contenders(probs, min_prob):
     "Labels that reach `min_prob` at some pixel, or win one; probs (K,H,W)"
-    wins = probs.argmax(0).flatten().bincount(minlength=len(probs)) > 0
+    wins = probs.max(0).indices.flatten().bincount(minlength=len(probs)) > 0   # faster than argmax
     return (wins | (probs.amax((1, 2)) >= min_prob)).nonzero()[:, 0]
 
 def _image_bytes(image, probs):

@@ -7,7 +7,7 @@ __all__ = ['Disagreement', 'difference', 'typical_difference', 'agree', 'synchro
            'count_flops', 'matmul_rate', 'has_fast_bf16', 'machine', 'Row', 'measure_all', 'compare']
 
 # %% ../nbs/appendix/measure.ipynb #de813a08
-import ctypes, os, platform, statistics, threading, time
+import ctypes, math, os, platform, statistics, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +144,16 @@ def peak_memory(
     return watch.peak - watch.first
 
 # %% ../nbs/appendix/measure.ipynb #12918545
+def _convolution_backward_flops(grad_shape, x_shape, w_shape, *options, out_shape=None, **_):
+    "Both gradients of a convolution cost what the forward pass does; torch's own count ignores groups"
+    return 2*math.prod(grad_shape)*math.prod(w_shape[1:])*sum(options[-1][:2])
+
 def count_flops(
     work:Callable # takes nothing
 )->int:
     "Count the floating-point operations of the matrix products and convolutions of a call"
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward_flops})
     with counter, sdpa_kernel(SDPBackend.MATH): work()
     return counter.get_total_flops()
 
