@@ -101,7 +101,8 @@ def bench_model(
 
 def _measure(out, name, works, rounds, device, n, **settings):
     "Measure pieces of work on n images in turn, and report the seconds of an image"
-    rows = [Row(part, 'float32', found, {}, n) for part, found in measure_all(works, rounds, 1, device).items()]
+    rows = [Row(part, 'bfloat16' if part.endswith('bf16') else 'float32', found, {}, n)
+            for part, found in measure_all(works, rounds, 1, device).items()]
     _report(out, name, rows, device, images=n, **settings)
     return rows
 

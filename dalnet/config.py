@@ -70,10 +70,9 @@ PRESETS['voc_mini_cam'] = replace(
     PRESETS['voc_mini'],
     encoder_options=PRESETS['voc_mini'].encoder_options | dict(frozen=3),
     crop=224,
-    iterations=900,
+    iterations=800,
     weight_seg=0.,
     weight_reg=0.,
-    save_every=300,
     show_at=(),
     out='runs/voc_mini_cam')
 
