@@ -62,11 +62,10 @@ def written_out_attention(
 # %% ../nbs/appendix/published.ipynb #54cfcdda
 def _one_scale(maps, size, flip, merge):
     "Maps (B,C,h,w), or of images and of their flips (2B,C,h,w), as one map of each image, (B,C,H,W)"
-    if merge == 'sum': maps = maps.relu()
     maps = F.interpolate(maps.float(), size, mode='bilinear', align_corners=False)
     if not flip: return maps.relu()
     view, flipped = maps.chunk(2)
-    if merge == 'sum': return view + flipped.flip(-1)
+    if merge == 'sum': return view.relu() + flipped.flip(-1).relu()
     return torch.maximum(view, flipped.flip(-1)).relu()
 
 def _normalize(cam):
