@@ -423,7 +423,7 @@ def test_free_settings():
     names = {f.name for f in fields(TrainConfig)}
     assert len(set(FREE)) == len(FREE) and set(FREE) < names
     chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip',
-                  device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7)
+                  device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7, flip_merge='sum')
     base = TrainConfig()
     for setting in fields(TrainConfig):
         changed = replace(base, **{setting.name: chosen.get(setting.name, other_value(base, setting))})
