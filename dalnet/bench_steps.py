@@ -17,7 +17,7 @@ from .measure import Row, agree, compare, measure_all
 from .processes import resolve_device
 from .published import cpp_filter, plain_step
 from .settings import TrainConfig
-from .step import prepare_step, start_accelerator, take_step
+from .step import Phase, prepare_step, start_accelerator, take_step
 
 # %% ../nbs/appendix/bench_steps.ipynb #c03cb903
 PROTOCOLS = {'step, three scales': dict(pseudo_scales=SCALES, pseudo_flip=True),
@@ -33,7 +33,7 @@ def our_step(
     accelerator = start_accelerator(config)
     step, optimizer, _ = prepare_step(config, build_text(config, names), accelerator)
     def take():
-        values, _ = take_step(accelerator, step, optimizer, batch, segment, config)
+        values, _ = take_step(accelerator, step, optimizer, batch, Phase(segment), config)
         return {name: torch.tensor(value) for name, value in values.items() if name not in ('total', 'grad')}
     return accelerator.unwrap_model(step).model, take
 
@@ -72,7 +72,7 @@ def bench_preset_step(
     "Measure a training step of any settings, without and with segmentation, and print a table"
     torch.manual_seed(0)
     device, text = resolve_device(config.device), config.text if config.text != 'clip' else 'hash'
-    config = replace(config, pretrained='none', text=text, prompts={}, local_crops=0)
+    config = replace(config, pretrained='none', text=text, prompts={}, global_views=1, local_crops=0)
     setup = BenchSetup(config.encoder, config.encoder_options, config.crop, config.batch_size, classes, rounds, device,
                        'bf16' if config.precision == 'bf16' else 'fp32')
     inputs, names = BenchInputs(setup), tuple(f'class {i}' for i in range(classes))

@@ -50,7 +50,10 @@ def build_model(
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'setting encoder_options: "{config.encoder}" cannot be built with {config.encoder_options} '
                          f'({first_line(error)}); correct them') from None
-    return DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation)
+    if not config.train_positions and config.pretrained != 'none' and not config.encoder.startswith('hybrid:'):
+        encoder.vit.pos_embed.requires_grad_(False)
+    return DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation,
+                  config.text_projection)
 
 # %% ../nbs/train/build.ipynb #db57d46f
 def _lr_ratio(name, config):
@@ -68,7 +71,7 @@ def param_groups(
     groups = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue                                # a frozen part of the encoder
-        decay = config.weight_decay if p.ndim > 1 else 0.
+        decay = config.weight_decay if config.decay_all or p.ndim > 1 else 0.
         groups.setdefault((_lr_ratio(name, config), decay), []).append(p)
     return [dict(params=params, ratio=ratio, weight_decay=decay) for (ratio, decay), params in groups.items()]
 
@@ -102,7 +105,7 @@ def training_data(
     "Open the training images with their augmentation, and check them"
     transform = TrainTransform(
         config.crop, (config.scale_min, config.scale_max), config.long_side or None,
-        config.jitter, config.blur, config.augment, config.local_crops, config.local_size)
+        config.jitter, config.blur, config.augment, config.local_crops, config.local_size, config.global_views)
     dataset = open_data(config, transform)
     if config.decoded_cache:
         dataset.keep_decoded(config.decoded_cache, round(config.long_side*config.scale_max) or None)

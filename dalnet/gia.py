@@ -37,20 +37,26 @@ def gia_loss(
     text_bg:Tensor, # (1,d) projected text of "background"
     tags:Tensor, # (B,C) in {0,1}
     cross:bool=True, # cross-contrastive learning: keep the background term
-    similarity:str='map' # how to take the logarithm of a cosine, "map" or "clamp"
+    similarity:str='map', # how to take the logarithm of a cosine, "map" or "clamp"
+    negatives:str='background' # with `cross`, push away from the "background", or from absent "classes" too
 )->Tensor: # scalar, >= 0
     """Pull class tokens towards the tagged text and push them away from the background's: GIA, L_im (Eq. 3)
 
         L_im = - sum_c y_c log(sim(v_cls, t_fg[c])) - log(1 - sim(v_cls, t_bg))    (3)
 
     v_cls is `cls`, t_fg and t_bg are `text_fg` and `text_bg`, y is `tags`; `similarity` says how sim, a cosine,
-    is made positive. Averaged over the batch; without `cross` the second term is dropped.
+    is made positive. Averaged over the batch; without `cross` the second term is dropped. With `negatives="classes"`
+    the mean of log(1 - sim(v_cls, t_fg[c])) over the classes that are not tagged is subtracted too.
     """
+    check_choice('negatives', negatives, ('background', 'classes'))
     fg = positive_similarity(cosine(cls, text_fg), similarity)              # sim(v_cls, t_fg), (B,C)
     loss = -(tags*fg.log()).sum(1)                                          # - sum_c y_c log(sim), (B,)
     if cross:
         bg = positive_similarity(cosine(cls, text_bg), similarity)[:, 0]    # sim(v_cls, t_bg), (B,)
         loss = loss - (1 - bg).log()                                        # - log(1 - sim), (B,)
+        if negatives == 'classes':
+            absent = (1 - tags)/(1 - tags).sum(1, keepdim=True).clamp(min=1)        # weights of absent classes, (B,C)
+            loss = loss - (absent*(1 - fg).log()).sum(1)                    # their mean of log(1 - sim)
     return loss.mean()                                                      # L_im
 
 # %% ../nbs/method/04_gia.ipynb #fd88ed95
@@ -61,15 +67,17 @@ def local_loss(
     text_bg:Tensor, # (1,d) projected text of "background"
     tags:Tensor, # (B,C) in {0,1}
     cross:bool=True, # cross-contrastive learning: keep the second term
-    similarity:str='map' # how to take the logarithm of a cosine, "map" or "clamp"
+    similarity:str='map', # how to take the logarithm of a cosine, "map" or "clamp"
+    outside:str='ignore' # views off the objects: "ignore" them, or pull them to the "background"
 )->Tensor: # scalar, >= 0
-    """Apply Eq. 3 to local views: unchanged to those on an object, with swapped roles to the others
+    """Apply Eq. 3 to local views that lie on an object, and optionally its reverse to the others
 
         on an object:   - sum_c y_c log(sim(v, t_fg[c])) - log(1 - sim(v, t_bg))    (3)
-        elsewhere:      - log(sim(v, t_bg)) - sum_c y_c log(1 - sim(v, t_fg[c]))
+        elsewhere:      0, or - log(sim(v, t_bg)) - sum_c y_c log(1 - sim(v, t_fg[c]))
 
     v is `cls`, y is `tags`; a view is on an object if `inside` is at least 1/2. Without `cross`, only first terms.
     """
+    check_choice('local_outside', outside, ('ignore', 'background'))
     fg = positive_similarity(cosine(cls, text_fg), similarity)              # sim(v, t_fg), (B,L,C)
     bg = positive_similarity(cosine(cls, text_bg), similarity)[..., 0]      # sim(v, t_bg), (B,L)
     y = tags[:, None]                                                       # (B,1,C)
@@ -78,4 +86,5 @@ def local_loss(
     if cross:
         thing = thing - (1 - bg).log()                                      # - log(1 - sim)
         ground = ground - (y*(1 - fg).log()).sum(2)                         # - sum_c y_c log(1 - sim)
+    if outside == 'ignore': ground = 0*ground
     return torch.where(inside >= .5, thing, ground).mean()                  # mean over B and L

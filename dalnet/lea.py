@@ -6,6 +6,7 @@
 __all__ = ['lea_loss']
 
 # %% ../nbs/method/05_lea.ipynb #2c2f3cc2
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import check_choice
@@ -24,6 +25,12 @@ def _contrast(plus, minus, tau):
     "Mean of -log(exp(s+/tau) / (exp(s+/tau) + exp(s-/tau))) over patches and images"
     return F.softplus((minus - plus)/tau).mean()                            # of (B,N)
 
+# %% ../nbs/method/05_lea.ipynb #734ed2cc
+def _join(minus, cos, tags, tau):
+    "Negatives s- (B,N) and the cosines (B,N,C) to absent classes as one negative: tau*log(sum of exp(./tau)) -> (B,N)"
+    absent = cos.masked_fill(tags[:, None] > 0, float('-inf'))              # (B,N,C)
+    return tau*torch.logsumexp(torch.cat([minus[..., None], absent], -1)/tau, -1)
+
 # %% ../nbs/method/05_lea.ipynb #3a866086
 def lea_loss(
     patch_fg:Tensor, # (B,N,d) projected foreground patches, zero outside the mask
@@ -35,7 +42,8 @@ def lea_loss(
     tau:float=1., # temperature
     cross:bool=True, # cross-contrastive learning; False: only pull the foreground
     tag_reduce:str='sum', # several tags: "sum" (Eq. 4) or "mean"
-    similarity:str='map' # without `cross`: how to take the logarithm of a cosine, "map" or "clamp"
+    similarity:str='map', # without `cross`: how to take the logarithm of a cosine, "map" or "clamp"
+    negatives:str='background' # with `cross`, push away from s-, or from absent "classes" too
 )->Tensor: # scalar, >= 0
     """Pull foreground patches towards the tagged text, background patches towards the background's: LEA, L_ex (Eq. 4-6)
 
@@ -46,13 +54,17 @@ def lea_loss(
 
     v_fg, v_bg are `patch_fg`, `patch_bg`, the N patches i; t_fg, t_bg are `text_fg`, `text_bg`; y is `tags`;
     lambda is `lam`; sim is `cosine`. Without `cross`: - 1/N sum_i (sum_c y_c log(sim(v_fg, t_fg[c])) / sum_c y_c).
+    With `negatives="classes"` the denominators also hold exp(sim(v, t_fg[c])/tau) of every class that is not tagged.
     """
-    fg_fg = cosine(patch_fg, text_fg)                                       # sim(v_fg, t_fg), (B,N,C)
+    check_choice('negatives', negatives, ('background', 'classes'))
+    fg_fg, bg_fg = cosine(patch_fg, text_fg), cosine(patch_bg, text_fg)     # sim(v, t_fg), (B,N,C) each
     if not cross:
         pull = -positive_similarity(fg_fg, similarity).log()                # - log(sim(v_fg, t_fg)), (B,N,C)
         return _tagged(pull, tags, 'mean').mean()                           # mean over tags, patches and images
     fg_plus = _tagged(fg_fg, tags, tag_reduce)                              # s+_fg, Eq. 4, (B,N)
     fg_minus = cosine(patch_fg, text_bg)[..., 0]                            # s-_fg, Eq. 4, (B,N)
     bg_plus = cosine(patch_bg, text_bg)[..., 0]                             # s+_bg, Eq. 5, (B,N)
-    bg_minus = _tagged(cosine(patch_bg, text_fg), tags, tag_reduce)         # s-_bg, Eq. 5, (B,N)
+    bg_minus = _tagged(bg_fg, tags, tag_reduce)                             # s-_bg, Eq. 5, (B,N)
+    if negatives == 'classes':
+        fg_minus, bg_minus = _join(fg_minus, fg_fg, tags, tau), _join(bg_minus, bg_fg, tags, tau)
     return _contrast(fg_plus, fg_minus, tau) + lam*_contrast(bg_plus, bg_minus, tau)    # L_ex, Eq. 6

@@ -29,15 +29,16 @@ def object_mask(
 # %% ../nbs/method/02_masks.ipynb #1627e3e2
 def split_foreground(
     patch:Tensor, # (B,D,h,w) patch tokens v_p
-    mask:Tensor # (B,1,h,w) in {0,1}, M_obj
+    mask:Tensor, # (B,1,h,w) in {0,1}, M_obj
+    real:Tensor|float=1. # (B,1,h,w) in {0,1}, patches that are image and not padding, M_obj among them
 )->tuple[Tensor,Tensor]: # v_fg and v_bg, (B,D,h,w) each
     """Split patch tokens by the object-aware mask (Eq. 2)
 
         v_fg = v_p * M_obj,    v_bg = v_p * (1 - M_obj)    (2)
 
-    v_p is `patch`, M_obj is `mask`.
+    v_p is `patch`, M_obj is `mask`. Patches of padding are in neither half.
     """
-    return patch*mask, patch*(1 - mask)                             # v_fg, v_bg
+    return patch*mask, patch*(real - mask)                          # v_fg, v_bg
 
 # %% ../nbs/method/02_masks.ipynb #a79a8817
 def _corner_sum(area, y, x):

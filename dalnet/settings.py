@@ -37,12 +37,14 @@ class _NetworkSettings(_DataSettings):
     prompts:dict = field(default_factory=dict) # class name -> words for its prompt, e.g. {"mouse": "computer mouse"}
 
     # encoder
-    encoder:str = 'vit_base_patch16_224.augreg_in21k' # timm ViT, or "hybrid:" and a timm CNN
+    encoder:str = 'vit_base_patch16_224.orig_in21k_ft_in1k' # timm ViT, or "hybrid:" and a timm CNN
     pretrained:str = 'hub'         # "hub", "none", a local weight file, or "package:NAME"
     encoder_options:dict = field(default_factory=dict) # further arguments of `Encoder`, e.g. {"depth": 4}
+    train_positions:bool = False   # train pretrained position embeddings; False = frozen, as in ToCo
 
     # heads
     width:int = 512                # d, the width of the shared image-text space
+    text_projection:str = 'clip'   # into that space: "clip" leaves the text as it is, "learnt" trains a linear map
     beta:float = .5                # threshold of the object-aware mask
     pool:str = 'features'          # max pooling of the "features" or of the class "maps", or "average" pooling
     seg_width:int = 512            # channels inside the segmentation head
@@ -64,6 +66,10 @@ class _LossSettings(_NetworkSettings):
 
     # pseudo labels
     seg_start:int = 2000           # iterations before L_seg and L_reg join
+    ptc_start:int = 0              # iterations before L_ptc joins
+    map_source:str = 'classifier'  # label pixels by the "classifier" (Eq. 1), the cosines with the "text", or "both"
+    pseudo_source:str = 'final'    # label pixels by the "final" CAM, or by the "inter" one until pseudo_switch
+    pseudo_switch:int = 0          # iteration after which "inter" gives way to map_source
     pseudo_scales:tuple = (1., .5, 1.5) # image scales of the CAMs that pseudo labels are made from
     pseudo_flip:bool = True        # also use the CAMs of the flipped image
     flip_merge:str = 'max'         # a CAM and that of the flipped image become one by "max" (as in ToCo) or "sum"
@@ -72,6 +78,7 @@ class _LossSettings(_NetworkSettings):
 
     # GIA and LEA
     cross:bool = True              # cross-contrastive learning
+    negatives:str = 'background'   # push away from the text of the "background", or of absent "classes" too
     lam:float = .001               # lambda of Eq. 6
     tau:float = 1.                 # temperature of Eq. 6
     similarity:str = 'map'         # how a cosine gets into a logarithm: "map" or "clamp"
@@ -87,15 +94,17 @@ class _LossSettings(_NetworkSettings):
 @dataclass
 class _CropSettings(_LossSettings):
     "Augmentation"
-    augment:str = 'standard'       # "standard" (rescale, crop, jitter) or "dino"
-    local_crops:int = 0            # local views of each image (multi-crop); 0 = none
+    augment:str = 'toco'           # "toco", "dino", or "standard" (rescale, crop, jitter)
+    global_views:int = 2           # global views of each image (multi-crop); those after the first only teach GIA
+    local_crops:int = 8            # local views of each image (multi-crop); 0 = none
     local_size:int = 96            # side of a local view, pixels
+    local_outside:str = 'ignore'   # local views off the objects: "ignore" them, or pull them to the "background"
     crop:int = 448                 # side of the training crop, pixels
     scale_min:float = .5           # smallest random rescaling
     scale_max:float = 2.           # largest random rescaling
     long_side:int = 0              # longer side of an image at scale 1 and in evaluation, pixels; 0 = as it is
-    jitter:float = .4              # strength of the colour jitter
-    blur:float = .1                # probability of a Gaussian blur
+    jitter:float = .4              # strength of the colour jitter of "standard"
+    blur:float = .1                # probability of its Gaussian blur
 
 # %% ../nbs/train/settings.ipynb #32825c2a
 @dataclass
@@ -108,11 +117,12 @@ class _ScheduleSettings(_CropSettings):
     head_lr_ratio:float = 10.      # learning rate of classifiers and projections, times lr
     seg_lr_ratio:float = 10.       # learning rate of the segmentation head, times lr
     weight_decay:float = .01       # weight decay of AdamW
+    decay_all:bool = True          # decay norms and biases too, as in ToCo
     warmup:int = 1500              # iterations of linear warm-up
     warmup_lr:float = 1e-6         # learning rate at the start of the warm-up
     power:float = .9               # power of the polynomial decay
     seed:int = 0                   # the same seed repeats a run on the CPU bit for bit
-    workers:int = 2                # processes that load images; does not change the result
+    workers:int = -1               # processes that load images, -1 = by cores; does not change the result
 
 # %% ../nbs/train/settings.ipynb #76654490
 @dataclass
@@ -122,6 +132,8 @@ class _RunSettings(_ScheduleSettings):
     save_every:int = 2000          # iterations between checkpoints
     log_every:int = 50             # iterations between lines of the log
     test_scales:tuple = (1., 1.25, 1.5) # scales at which the trained network segments
+    fuse:str = 'mean'              # views become one by the "mean" of probabilities, or "max_logit" as in ToCo
+    cam_threshold:float = .5       # CAMs are scored at this threshold; 0 = choose it on training images, without masks
     show_at:tuple = ()             # iterations at which to draw CAMs, pseudo labels and segmentation
     show_every:int = 0             # iterations between further drawings; 0 = none
     out:str = 'runs/dalnet'        # folder for log and checkpoints
@@ -131,6 +143,7 @@ class _RunSettings(_ScheduleSettings):
     # the training loop
     accumulate:int = 1             # parts to split a step's images into, for small GPUs; does not change the result
     precision:str = 'fp32'         # "fp32", or autocast to "bf16" or "fp16"; some losses stay in float32
+    tf32:bool = True               # on a GPU, multiply float32 matrices in TF32
     grad_checkpointing:bool = False # recompute activations instead of keeping them: less memory, more time
     compile:bool = False           # torch.compile the encoder
     nan:str = 'stop'               # a loss that is not finite: "stop" the run, or "skip" the step
@@ -193,13 +206,14 @@ def _convert(config):
 
 # %% ../nbs/train/settings.ipynb #d8a6137e
 _AT_LEAST = {
-    1: """iterations batch_size crop local_size width seg_width seg_dilation save_every log_every keep accumulate
-          timeout""",
-    0: """warmup seed workers long_side seg_start local_crops score_every show_every
+    1: """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every log_every keep
+          accumulate timeout""",
+    0: """warmup seed long_side seg_start ptc_start pseudo_switch local_crops score_every show_every
           weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local
-          lam weight_decay warmup_lr"""}
+          lam weight_decay warmup_lr""",
+    -1: 'workers'}
 _ABOVE_ZERO = 'lr tau scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
-_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2)
+_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1)
 
 def _check_numbers(config):
     "Reject numbers outside their range"
@@ -217,8 +231,10 @@ def _check_numbers(config):
         _refuse('show_at', config.show_at, 'a list of whole numbers of at least 1')
 
 # %% ../nbs/train/settings.ipynb #78db589d
-_CHOICES = dict(pool=('features', 'maps', 'average'), similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'),
-                augment=('standard', 'dino'), flip_merge=('max', 'sum'),
+_CHOICES = dict(text_projection=('clip', 'learnt'), pool=('features', 'maps', 'average'), similarity=('map', 'clamp'),
+                tag_reduce=('sum', 'mean'), negatives=('background', 'classes'), flip_merge=('max', 'sum'),
+                map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
+                augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'), fuse=('mean', 'max_logit'),
                 precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
 

@@ -23,10 +23,10 @@ from .config import FREE
 from .settings import TrainConfig
 from .core import InputError, first_line
 from .dataset import ImageDataset
+from .model import text_geometry
 from .processes import all_gather, all_reduce, barrier, explain_lost_rank, is_main, print_rank0, progress, rank
 from .processes import world_size
-from .step import FiniteCheck, explain_memory, prepare_step, start_accelerator, take_step, to_device
-from .step import trains_segmentation
+from .step import FiniteCheck, explain_memory, phase_at, prepare_step, start_accelerator, take_step, to_device
 from .watch import Interrupted, Log, StopSignals, Timed, draw_panel, report_skipped, show_panel
 
 # %% ../nbs/train/training.ipynb #d220d9ce
@@ -198,9 +198,9 @@ def train(
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
             torch.manual_seed(seed_from(config.seed, iteration, rank(), 1))
-            segment = iteration > config.seg_start and trains_segmentation(config)
             batch = to_device(batch, accelerator.device)
-            values, seen = take_step(accelerator, step, optimizer, batch, segment, config)
+            values, seen = take_step(accelerator, step, optimizer, batch, phase_at(config, iteration), config)
+            if iteration % config.log_every == 0: values |= text_geometry(saver.model)
             if check(values, iteration, batch['name']):
                 optimizer.step()
                 if is_main(): log(iteration, values, lr, bar)

@@ -51,22 +51,20 @@ def _dino_crop(image, crop):
 # %% ../nbs/data/transforms.ipynb #828ddea8
 def _blur(p): return v2.RandomApply([v2.GaussianBlur(9, (.1, 2.))], p)
 
-def _colour_recipes(augment, jitter, blur, local=False):
-    "Colour steps for one view: a list of alternatives, each a list of transforms"
-    if augment == 'dino':
-        colours = [v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], .8), v2.RandomGrayscale(.2)]
-        if local: return [colours + [_blur(.5)]]
-        return [colours + [_blur(1.)], colours + [_blur(.1), v2.RandomSolarize(128, .2)]]
-    steps = []
-    if jitter: steps.append(v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8))
-    if blur: steps.append(_blur(blur))
-    return [steps]
+def _colours(augment, jitter, blur, view):
+    'Colour steps for one view, "first", "second" or "local", and conversion to floats in [0,1]'
+    if augment == 'standard':
+        steps = [v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter/4)], .8)] if jitter else []
+        if blur: steps.append(_blur(blur))
+    else:
+        steps = [v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], .8), v2.RandomGrayscale(.2)]
+        steps.append(_blur(dict(first=1., second=.1, local=.5)[view]))
+        if view == 'second': steps.append(v2.RandomSolarize(128, .2))
+    return v2.Compose([*steps, v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])
 
-def _pipeline(recipes):
-    "Apply one of several lists of transforms, chosen uniformly, and convert to floats in [0,1]"
-    ways = [v2.Compose(steps) if steps else v2.Identity() for steps in recipes]
-    one = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
-    return v2.Compose([one, v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True)])
+def _apply(colours, view):
+    "A uint8 view as a plain tensor with other colours"
+    return colours(view).as_subclass(torch.Tensor)
 
 # %% ../nbs/data/transforms.ipynb #774629d6
 def _local_views(crop, roi, n, size, colours):
@@ -80,39 +78,45 @@ def _local_views(crop, roi, n, size, colours):
         view = TF.resized_crop(inside, top, left, height, width, [size, size],
                                TF.InterpolationMode.BICUBIC, antialias=True)
         if torch.rand(()) < .5: view = TF.horizontal_flip(view)
-        views.append(colours(view).as_subclass(torch.Tensor))
+        views.append(_apply(colours, view))
         boxes.append([y0 + top, y0 + top + height, x0 + left, x0 + left + width])
     return torch.stack(views), torch.tensor(boxes)
 
 # %% ../nbs/data/transforms.ipynb #a3fd6d54
 class TrainTransform:
-    "Rescale, flip, crop, jitter colours; return which part of the crop is image, and optional local views"
+    "Rescale, flip, crop, jitter colours; return which part of the crop is image, and optional further views"
     def __init__(self,
         crop:int=448, # side of the square crop, pixels
-        scale:tuple=(.5, 2.), # range of the random rescaling of "standard"
+        scale:tuple=(.5, 2.), # range of the random rescaling of "toco" and "standard"
         long_side:int|None=None, # longer side at factor 1, pixels; None = its own length
         jitter:float=.4, # of brightness, contrast and saturation in "standard"; a quarter of it for hue; 0 = none
         blur:float=.1, # probability of a Gaussian blur in "standard"
-        augment:str='standard', # "standard" or "dino"
+        augment:str='standard', # "toco", "dino" or "standard"
         local_crops:int=0, # number of local views
-        local_size:int=96 # their side, pixels
+        local_size:int=96, # their side, pixels
+        global_views:int=1 # number of global views, the crop among them
     ):
-        check_choice('augment', augment, ('standard', 'dino'))
+        check_choice('augment', augment, ('toco', 'dino', 'standard'))
         self.crop, self.scale, self.long_side, self.augment = crop, scale, long_side, augment
-        self.local_crops, self.local_size = local_crops, local_size
-        self.colours = _pipeline(_colour_recipes(augment, jitter, blur))
-        self.local_colours = _pipeline(_colour_recipes(augment, jitter, blur, local=True))
+        self.local_crops, self.local_size, self.global_views = local_crops, local_size, global_views
+        self.first, self.second, self.local = (
+            _colours(augment, jitter, blur, view) for view in ('first', 'second', 'local'))
 
     def __call__(self,
         image:Image.Image # decoded or not yet
-    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; optionally local (L,3,s,s), boxes (L,4) int64
+    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; optionally views, local and boxes
         "Augment one image"
+        if self.global_views > 1: image = decode(image)                  # once, at full size, for all views
         if self.augment == 'dino': crop, roi = _dino_crop(image, self.crop)
         else: crop, roi = _standard_crop(image, self.crop, self.scale, self.long_side)
-        item = dict(image=self.colours(crop).as_subclass(torch.Tensor), roi=torch.tensor(roi))
+        colours = self.first
+        if self.augment == 'dino' and self.global_views == 1 and torch.rand(()) < .5: colours = self.second
+        item = dict(image=_apply(colours, crop), roi=torch.tensor(roi))
+        if self.global_views > 1:
+            further = [_dino_crop(image, self.crop)[0] for _ in range(self.global_views - 1)]
+            item['views'] = torch.stack([_apply(self.second, view) for view in further])
         if self.local_crops:
-            item['local'], item['boxes'] = _local_views(
-                crop, roi, self.local_crops, self.local_size, self.local_colours)
+            item['local'], item['boxes'] = _local_views(crop, roi, self.local_crops, self.local_size, self.local)
         return item
 
 # %% ../nbs/data/transforms.ipynb #82db6b2d
