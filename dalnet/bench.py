@@ -20,7 +20,8 @@ from .core import InputError, check_choice
 from .data import open_dataset
 from .lattice import PermutohedralLattice, bilateral_features
 from .measure import Row, agree, compare, has_fast_bf16, machine, typical_difference
-from .model import DALNetOutput, PseudoLabels, losses
+from .model import DALNetOutput, losses
+from .pseudo import PseudoLabels
 from .processes import resolve_device
 from .published import (
     cpp_filter, plain_cams, plain_contrast, plain_energy, plain_refine, plain_seg_loss, written_out_attention)

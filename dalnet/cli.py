@@ -37,6 +37,15 @@ def _scored_data(config, args, classes):
         return None
     return evaluation_data(config, args.eval_split, args.eval_data, classes=classes)
 
+def _threshold(wanted, model, config, device, scales=(1., .5, 1.5), flip=True):
+    "The threshold of CAMs; 0 is chosen on training images, without masks"
+    from dalnet.processes import print_rank0
+    from dalnet.threshold import choose_threshold
+    if wanted: return wanted
+    chosen = choose_threshold(model, config, scales=scales, flip=flip, device=device)
+    print_rank0(f'threshold of CAMs, chosen on training images without masks: {chosen}')
+    return chosen
+
 # %% ../nbs/use/cli.ipynb #2d4737b4
 def _train_and_score(config, args):
     "Check everything, train, and score the last checkpoint"
@@ -59,9 +68,11 @@ def _train_and_score(config, args):
     start = time.perf_counter()
     last = train(config, images, cam_miou)
     print_rank0(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
-    if dataset:
-        report_scores(Checkpoint.load(last, device)[0], dataset, device, Path(config.out)/'scores.json',
-                      seg=has_segmentation(last), scales=config.test_scales, merge=config.flip_merge)
+    if not dataset: return
+    model = Checkpoint.load(last, device)[0]
+    report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
+                  scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
+                  threshold=_threshold(config.cam_threshold, model, config, device))
 
 @console_command
 def dalnet_train(
@@ -89,6 +100,8 @@ def _segment_options(parser):
     "Options for segmentation"
     parser.add_argument('--scales', type=numbers, help=(
         'of the segmentation, as factors for the image\'s sides; default: the checkpoint\'s test_scales'))
+    parser.add_argument('--fuse', choices=['mean', 'max_logit'], help=(
+        'views become one by the mean of probabilities, or the largest logit as in ToCo; default: as in training'))
     parser.add_argument('--crf', type=crf_engine, default='lattice', metavar='{none,lattice,pydensecrf}', help=(
         'engine of the dense CRF (lattice)'))
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'], help=(
@@ -105,6 +118,8 @@ def _eval_options(parser):
     parser.add_argument('--mask-folder', help='masks of your own images; default: as in training')
     parser.add_argument('--what', choices=['all', 'cams', 'segmentation'], default='all', help='what to score (all)')
     parser.add_argument('--cam-scales', type=numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
+    parser.add_argument('--cam-threshold', type=float, help=(
+        'at which CAMs are scored; 0 chooses it on training images, without masks; default: as in training'))
     _segment_options(parser)
     parser.add_argument('--out', help='JSON file to write; default: scores_SPLIT.json in the checkpoint\'s folder')
     parser.add_argument('--submission', metavar='ARCHIVE', help=(
@@ -133,7 +148,8 @@ def _submit(args, config, device):
     from dalnet.label_files import write_submission
     from dalnet.processes import print_rank0
     dataset = open_dataset(args.data or config.data, args.split or 'test', 'none', allow_untagged=True)
-    predictor = Predictor(args.checkpoint, device, args.scales, args.flip, args.crf, precision=args.precision)
+    predictor = Predictor(args.checkpoint, device, args.scales, args.flip, args.crf, precision=args.precision,
+                          fuse=args.fuse)
     print_rank0(f'{len(dataset)} masks written: {write_submission(predictor, dataset, args.submission)}')
 
 # %% ../nbs/use/cli.ipynb #7fe3074c
@@ -142,12 +158,15 @@ def _evaluate(args):
     from dalnet.checkpoint import Checkpoint, has_segmentation
     from dalnet.crf import check_engine
     from dalnet.evaluation import evaluation_data, report_scores
-    from dalnet.inference import PATIENCE, check_scales
+    from dalnet.inference import PATIENCE
+    from dalnet.maps import check_scales
     from dalnet.processes import resolve_device
     device = resolve_device(args.device, PATIENCE)
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
     if args.crf: check_engine(args.crf)
+    if args.cam_threshold is not None and not 0 <= args.cam_threshold < 1:
+        raise InputError(f'cam-threshold must be at least 0 and below 1; got {args.cam_threshold}')
     model, config = Checkpoint.load(args.checkpoint, device)
     model.precision = args.precision
     if args.submission: return _submit(args, config, device)
@@ -159,9 +178,11 @@ def _evaluate(args):
     out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     _check_writable(out)
     _check_classes(dataset, names, args.checkpoint)
-    scales = args.scales or config.test_scales
-    report_scores(
-        model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip, config.flip_merge)
+    scales, threshold = args.scales or config.test_scales, args.cam_threshold
+    if threshold is None: threshold = config.cam_threshold
+    if cams: threshold = _threshold(threshold, model, config, device, args.cam_scales, args.flip)
+    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip,
+                  config.flip_merge, args.fuse or config.fuse, threshold)
 
 @console_command
 def dalnet_eval(
@@ -201,7 +222,7 @@ def dalnet_predict(
     from dalnet.inference import Predictor
     from dalnet.label_files import predict_files
     predictor = Predictor(args.checkpoint, args.device, args.scales, args.flip, args.crf, args.long_side, args.tile,
-                          precision=args.precision)
+                          precision=args.precision, fuse=args.fuse)
     _report(*predict_files(predictor, args.images, args.out), args.out)
 
 # %% ../nbs/use/cli.ipynb #b32b2310
@@ -213,6 +234,9 @@ def _pseudo_labels_options(parser):
     parser.add_argument('--split', help='which of its images; default: as in training')
     parser.add_argument('--scales', type=numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
     _look_options(parser)
+    parser.add_argument('--map-source', choices=['classifier', 'text', 'both'], help=(
+        'label by the maps of the classifier, by the cosines with the tags\' text, or by their mean; '
+        'default: as in training'))
     parser.add_argument('--high', type=float, help='a pixel above it is the class; default: as in training')
     parser.add_argument('--low', type=float, help='a pixel up to it is background; default: as in training')
     parser.add_argument('--processes', type=int, default=1, help='that share the images (1)')

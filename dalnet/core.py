@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'InputError', 'first_line', 'check_choice', 'cannot_list', 'write_whole', 'cache_folder', 'palette',
-           'at_least_float32']
+           'at_least_float32', 'nan_as_null']
 
 # %% ../nbs/appendix/core.ipynb #a268fb4c
 import os
@@ -92,3 +92,12 @@ def at_least_float32(
     "Convert to float32, unless already float32 or float64"
     wide = x.is_floating_point() and x.element_size() >= 4
     return x if wide else x.float()
+
+# %% ../nbs/appendix/core.ipynb #16a3585d
+def nan_as_null(
+    value # number, text, dict, list or tuple, nested to any depth
+): # the same, tuples as lists
+    "Replace every NaN with None, which JSON writes as null"
+    if isinstance(value, dict): return {key: nan_as_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)): return [nan_as_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

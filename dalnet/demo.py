@@ -14,7 +14,8 @@ from .checkpoint import Checkpoint
 from .config import PRESETS
 from .settings import TrainConfig
 from .data import open_dataset
-from .evaluation import evaluate_cams, evaluate_segmentation, nan_as_null
+from .core import nan_as_null
+from .evaluation import evaluate_cams, evaluate_segmentation
 from .shapes import make_shapes
 from .training import train
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'ConfusionMatrix', 'ThresholdSweep', 'sweep_thresholds', 'CamScores', 'evaluate_cams', 'SegScores',
-           'evaluate_segmentation', 'evaluation_data', 'score_table', 'nan_as_null', 'report_scores']
+           'evaluate_segmentation', 'evaluation_data', 'score_table', 'report_scores']
 
 # %% ../nbs/use/evaluation.ipynb #d01fba26
 import json, math, time
@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .build import open_data
-from .cam import class_labels, multi_scale_cam, tagged_classes
+from .cam import class_labels
 from .settings import TrainConfig
-from .core import IGNORE, write_whole
+from .core import IGNORE, nan_as_null, write_whole
 from .crf import dense_crf
 from .dataset import ImageDataset
-from .inference import PATIENCE, infer_scale, label_at, limit_to_tags, merge_scales
+from .inference import PATIENCE
+from .maps import all_tagged_maps, infer_scale, label_at, limit_to_tags, merge_scales
 from .model import DALNet
-from .processes import all_reduce, explain_lost_rank, is_main, print_rank0, progress, resolve_device, shard
+from .processes import all_gather, all_reduce, explain_lost_rank, is_main, print_rank0, progress
+from .processes import resolve_device, shard
 from .transforms import EvalTransform
 
 # %% ../nbs/use/evaluation.ipynb #fed018db
@@ -161,6 +163,11 @@ def _sum_counts(tables):
     with explain_lost_rank():
         for table in tables: table.counts = all_reduce(table.counts)
 
+def _same_kinds(sweeps, n, thresholds):
+    "Add empty sweeps for the kinds of maps that other processes have counted, in one order"
+    kinds = dict.fromkeys(kind for kinds in all_gather([list(sweeps)]) for kind in kinds)
+    return {kind: sweeps.get(kind) or ThresholdSweep(n, thresholds) for kind in kinds}
+
 def _at_size(x, size, antialias=False):
     "Resize (B,C,h,w) to `size` if needed"
     if x.shape[-2:] == size: return x
@@ -169,27 +176,25 @@ def _at_size(x, size, antialias=False):
 # %% ../nbs/use/evaluation.ipynb #fdb2527f
 @torch.inference_mode()
 def evaluate_cams(
-    model:Callable, # as for `multi_scale_cam`; returns (final, intermediate) activations, or only the final ones
+    model:Callable, # as for `multi_scale_cam`; returns activations: final, or (final, intermediate), or with text
     dataset:torch.utils.data.Dataset, # of image (3,H,W), tags and mask (H0,W0); e.g. VOCDataset(..., masks=True)
     scales:tuple=(1., .5, 1.5), # of the multi-scale CAMs
     flip:bool=True, # also flip each image left to right
-    fixed:float=.3, # the fixed threshold; one of `thresholds`
-    thresholds:tuple=THRESHOLDS, # to find the best of
+    fixed:float=.3, # the fixed threshold, in (0,1)
+    thresholds:tuple=THRESHOLDS, # to find the best of, besides
     device:str='cpu', # where the model is
     merge:str='max' # how a map and that of the flip become one: "max" or "sum", see `multi_scale_cam`
-)->dict[str,CamScores]: # "cam", and "inter" if the model returns both
-    "Score the final and the intermediate CAMs of a model, knowing the true tags"
-    if fixed not in thresholds:
-        raise ValueError(f'the fixed threshold {fixed} is not among the thresholds {thresholds}')
-    sweeps = {kind: ThresholdSweep(len(dataset.classes) + 1, thresholds) for kind in ('cam', 'inter')}
+)->dict[str,CamScores]: # "cam", "inter" if the model returns both, "text" and "both" if it is a DALNet
+    "Score the maps of a model, knowing the true tags"
+    thresholds, sweeps = sorted({*thresholds, fixed}), {}
     for image, tags, target in _items(model, dataset, device):
-        classes, present = tagged_classes(tags[None])                   # (1,K) each
-        cams = multi_scale_cam(model, image[None], scales, flip, merge=merge, classes=classes)
-        if torch.is_tensor(cams): cams = (cams,)
-        for sweep, maps in zip(sweeps.values(), cams):
-            sweep.update(_at_size(maps, target.shape), present, target[None], classes)
+        found, classes, present = all_tagged_maps(model, image, tags, scales, flip, merge)
+        for kind, maps in found.items():
+            if kind not in sweeps: sweeps[kind] = ThresholdSweep(len(dataset.classes) + 1, thresholds)
+            sweeps[kind].update(_at_size(maps, target.shape), present, target[None], classes)
+    sweeps = _same_kinds(sweeps, len(dataset.classes) + 1, thresholds)
     _sum_counts(sweeps.values())
-    return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items() if sweep.counts.any()}
+    return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items()}
 
 # %% ../nbs/use/evaluation.ipynb #c92c8eda
 @dataclass
@@ -208,11 +213,11 @@ class SegScores:
     def __str__(self): return _iou_table(self.names, self._columns())
 
 # %% ../nbs/use/evaluation.ipynb #f1ab22f3
-def _variants(model, image, tags, scales, flip, crf, tile):
+def _variants(model, image, tags, scales, flip, crf, tile, fuse='mean'):
     "Segment one image in each way that is scored: variant -> (C+1,h,w) probabilities"
     outputs, size = [infer_scale(model, image, scale, flip, tile) for scale in scales], image.shape[-2:]
     plain = outputs[scales.index(1)] if 1 in scales else infer_scale(model, image, 1., False, tile)
-    single, multi = merge_scales([[each[:1] for each in plain]], size), merge_scales(outputs, size)
+    single, multi = merge_scales([[each[:1] for each in plain]], size), merge_scales(outputs, size, fuse=fuse)
     found = {'single': single.probs, 'single, tags': limit_to_tags(single.probs, tags, single.tags),
              'multi': multi.probs, 'multi, tags': limit_to_tags(multi.probs, tags, multi.tags)}
     if crf:
@@ -230,14 +235,15 @@ def evaluate_segmentation(
     flip:bool=True, # also flip each image left to right there
     crf:str|None=None, # CRF engine, see `dense_crf`; None = no such variant
     tile:int=1024, # largest side processed at once, pixels
-    device:str='cpu' # where the model is
+    device:str='cpu', # where the model is
+    fuse:str='mean' # how views become one, see `merge_scales`
 )->SegScores:
     "Score the segmentation, free and limited to the true tags"
     kinds = ('single', 'multi', 'crf') if crf else ('single', 'multi')
     variants = [*kinds, *(f'{kind}, tags' for kind in kinds)]
     matrices = {variant: ConfusionMatrix(len(dataset.classes) + 1) for variant in variants}
     for image, tags, target in _items(model, dataset, device):
-        for variant, probs in _variants(model, image, tags, scales, flip, crf, tile).items():
+        for variant, probs in _variants(model, image, tags, scales, flip, crf, tile, fuse).items():
             matrices[variant].update(label_at(probs, target.shape), target)
     _sum_counts(matrices.values())
     iou = {variant: matrix.iou().tolist() for variant, matrix in matrices.items()}
@@ -258,31 +264,24 @@ def evaluation_data(
 
 # %% ../nbs/use/evaluation.ipynb #772b9a44
 def score_table(
-    scores:dict # "inter" and "cam": `CamScores`, "seg": `SegScores`; each may be absent
+    scores:dict # "inter", "cam", "text", "both": `CamScores`, "seg": `SegScores`; each may be absent
 )->str: # a line for each label, a column for each kind of score
-    "All scores in one table; CAMs at their best threshold"
+    "All scores in one table; CAMs at their fixed threshold"
     columns = {}
-    for kind in ('inter', 'cam'):
-        if kind in scores: columns[f'{kind} > {scores[kind].best}'] = scores[kind].best_iou, scores[kind].miou
+    for kind in ('inter', 'cam', 'text', 'both'):
+        if kind in scores: columns[f'{kind} > {scores[kind].fixed}'] = scores[kind].fixed_iou, scores[kind].fixed_miou
     if 'seg' in scores: columns |= scores['seg']._columns()
     return _iou_table(next(iter(scores.values())).names, columns)
-
-# %% ../nbs/use/evaluation.ipynb #16a3585d
-def nan_as_null(
-    value # number, text, dict, list or tuple, nested to any depth
-): # the same, tuples as lists
-    "Replace every NaN with None, which JSON writes as null"
-    if isinstance(value, dict): return {key: nan_as_null(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)): return [nan_as_null(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 # %% ../nbs/use/evaluation.ipynb #0073c111
 def _reading(scores, dataset, seconds):
     "The line below the table"
-    cam = scores.get('cam')
-    fixed = f' (at {cam.fixed}: {100*cam.fixed_miou:.1f})' if cam else ''
-    return (f'{len(dataset)} images of "{dataset.split}", {seconds:.0f} s. CAMs know the true tags and are cut at '
-            f'their best threshold{fixed}; segmentation knows them only where it says "tags".')
+    lines = f'{len(dataset)} images of "{dataset.split}", {seconds:.0f} s.'
+    if any(kind != 'seg' for kind in scores): lines += ' CAMs know the true tags and are cut at a fixed threshold.'
+    if 'seg' in scores: lines += ' Segmentation knows the tags only where it says "tags".'
+    best = [f'{kind} {100*score.miou:.1f} at {score.best}' for kind, score in scores.items() if kind != 'seg']
+    if best: lines += f'\nOracle (the best threshold, chosen on these very images): {", ".join(best)}.'
+    return lines
 
 def report_scores(
     model:DALNet, # to score
@@ -295,12 +294,14 @@ def report_scores(
     cam_scales:tuple=(1., .5, 1.5), # of the CAMs
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
     flip:bool=True, # also flip each image left to right
-    merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
-)->dict: # "cam", "inter" and "seg", those that were scored
+    merge:str='max', # how a CAM and that of the flip become one: "max" or "sum"
+    fuse:str='mean', # how views of the segmentation become one: "mean" or "max_logit"
+    threshold:float=.3 # at which CAMs are scored
+)->dict: # "cam", "inter", "text", "both" and "seg", those that were scored
     "Evaluate CAMs and segmentation, print the table and write it as JSON"
     start = time.perf_counter()
-    scores = evaluate_cams(model, dataset, cam_scales, flip, device=device, merge=merge) if cams else {}
-    if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device)
+    scores = evaluate_cams(model, dataset, cam_scales, flip, threshold, device=device, merge=merge) if cams else {}
+    if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device, fuse=fuse)
     seconds = time.perf_counter() - start
     print_rank0(f'\n{score_table(scores)}\n\n{_reading(scores, dataset, seconds)}')
     about = dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))

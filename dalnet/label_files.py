@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from .build import open_data
-from .cam import class_labels, multi_scale_cam, tagged_classes
+from .cam import class_labels, tagged_classes
 from .checkpoint import Checkpoint
 from .core import InputError, first_line, palette, write_whole
 from .dataset import ImageDataset
 from .image_files import find_images
 from .images import load_image, save_mask, upright_size
-from .inference import PATIENCE, Predictor, check_scales
+from .inference import PATIENCE, Predictor
+from .maps import check_scales
+from .pseudo import tagged_maps
 from .processes import (
     all_gather, barrier, explain_lost_rank, is_main, progress, resolve_device, shard, world_size)
 from .archives import TarMember
@@ -119,8 +121,8 @@ class _Labeller:
         tags = torch.from_numpy(self.dataset.tag_row(i))[None].float().to(self.device)
         options, (classes, present) = self.options, tagged_classes(tags)            # (1,K) each
         with torch.inference_mode():
-            maps, _ = multi_scale_cam(
-                self.model, image, options['scales'], options['flip'], merge=options['merge'], classes=classes)
+            maps, _ = tagged_maps(
+                self.model, image, classes, options['scales'], options['flip'], options['merge'], options['source'])
         label = refine_labels(self.par, 255*image, maps, present, options['high'], options['low'])
         label = class_labels(label, classes)
         return F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
@@ -180,13 +182,14 @@ def _keep_settings(out, about):
         raise InputError(f'{out}: holds labels made with other settings (see settings.json there); choose another out')
 
 # %% ../nbs/use/label_files.ipynb #2090ec1d
-def _label_options(config, scales, flip, high, low):
-    "What affects a label besides weights and tags; high and low may be None"
+def _label_options(config, scales, flip, high, low, source=None):
+    "What affects a label besides weights and tags; high, low and source may be None"
     check_scales(scales)
     high, low = config.high if high is None else high, config.low if low is None else low
     if not 0 <= low <= high <= 1:
         raise InputError(f'thresholds must be from 0 to 1, low not above high; got low {low} and high {high}')
-    return dict(scales=list(scales), flip=flip, merge=config.flip_merge, high=high, low=low)
+    return dict(scales=list(scales), flip=flip, merge=config.flip_merge,
+                source=source or config.map_source, high=high, low=low)
 
 def _label_data(config, checkpoint, names, data, split, tags):
     "The images to label; their classes must be `names`, those of the checkpoint"
@@ -207,6 +210,7 @@ def pseudo_label_files(
     flip:bool=True, # add flips
     high:float|None=None, # above: the class; None = as in training
     low:float|None=None, # at or below: background; None = as in training
+    map_source:str|None=None, # which map labels pixels, see `choose_map`; None = as in training
     processes:int=1, # processes to start for this call; 1 if a launcher has started several
     device:str='auto' # "cpu", "cuda", or "auto"
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
@@ -216,7 +220,7 @@ def pseudo_label_files(
         raise InputError(
             f'processes must be 1 where a launcher has started {launched} already to share the images; got {processes}')
     model, config = Checkpoint.load(checkpoint)
-    options = _label_options(config, scales, flip, high, low)
+    options = _label_options(config, scales, flip, high, low, map_source)
     dataset = _label_data(config, checkpoint, tuple(model.names), data, split, tags)
     if out.resolve() == dataset.root.resolve():
         raise InputError(f'{out}: the folder of the dataset; choose another out')

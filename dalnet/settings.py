@@ -234,7 +234,8 @@ def _check_numbers(config):
 _CHOICES = dict(text_projection=('clip', 'learnt'), pool=('features', 'maps', 'average'), similarity=('map', 'clamp'),
                 tag_reduce=('sum', 'mean'), negatives=('background', 'classes'), flip_merge=('max', 'sum'),
                 map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
-                augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'), fuse=('mean', 'max_logit'),
+                augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'),
+                fuse=('mean', 'max_logit'),
                 precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
 

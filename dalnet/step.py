@@ -23,8 +23,9 @@ from .build import build_model, param_groups
 from .checkpoint import Checkpoint
 from .settings import TrainConfig
 from .core import InputError, first_line
-from .model import DALNet, PseudoLabels, denominators, label_counts, losses, pseudo_labels, total_loss
+from .model import DALNet, denominators, label_counts, losses, total_loss
 from .processes import all_gather, all_reduce, explain_lost_rank, print_rank0, resolve_device, world_size
+from .pseudo import PseudoLabels, pseudo_labels
 from .refine import PAR
 from .text import TextEmbeddings
 

@@ -97,18 +97,20 @@ def test_settings_share_nothing():
 
 # ranges and contradictions
 
-AT_LEAST_ONE = """iterations batch_size crop local_size width seg_width seg_dilation save_every log_every keep
-    accumulate timeout lr tau scale_min power head_lr_ratio""".split()
-AT_LEAST_ZERO = """warmup seed workers long_side seg_start local_crops score_every show_every lam weight_cls
-    weight_local weight_decay warmup_lr jitter blur beta low""".split()
+AT_LEAST_ONE = """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every log_every
+    keep accumulate timeout lr tau scale_min power head_lr_ratio""".split()
+AT_LEAST_ZERO = """warmup seed long_side seg_start ptc_start pseudo_switch cam_threshold local_crops score_every show_every lam
+    weight_cls weight_local weight_decay warmup_lr jitter blur beta low""".split()
 
 
 @pytest.mark.parametrize('name,value', [
     *[(name, 0) for name in AT_LEAST_ONE], *[(name, -1) for name in AT_LEAST_ZERO],
-    ('seed', 2**63), ('beta', 1.1), ('blur', 2), ('jitter', 2.1),
+    ('seed', 2**63), ('workers', -2), ('cam_threshold', 1.1), ('beta', 1.1), ('blur', 2), ('jitter', 2.1),
     ('pseudo_scales', ()), ('test_scales', (1, 0)), ('show_at', (0,)), ('show_at', (1.5,)),
     ('encoder', ''), ('out', ' '), ('text', ''), ('pretrained', ''),
     ('pool', 'max'), ('similarity', 'Map'), ('tag_reduce', ''), ('augment', 'none'), ('precision', 'fp8'),
+    ('text_projection', 'frozen'), ('negatives', 'all'), ('map_source', 'inter'), ('pseudo_source', 'text'),
+    ('local_outside', ''), ('fuse', 'max'),
     ('nan', 'ignore'), ('device', 'tpu'), ('trackers', 'tensorboard,'), ('trackers', 'mlflow')])
 def test_ranges(name, value):
     error(lambda: TrainConfig(**{name: value}), f'setting {name}: must be ', '; got ')
@@ -133,7 +135,7 @@ def test_contradictions_and_what_fixes_them(name, wrong, fixed):
 
 def test_nothing_to_learn():
     nothing = {f'weight_{k}': 0 for k in ('cls', 'inter', 'im', 'ex', 'ptc', 'seg', 'reg')}
-    error(lambda: TrainConfig(**nothing), 'nothing to learn')
+    error(lambda: TrainConfig(**nothing, local_crops=0), 'nothing to learn')
     TrainConfig(**nothing, local_crops=1)
     error(lambda: TrainConfig(**nothing, local_crops=1, weight_local=0), 'nothing to learn')
 
@@ -423,7 +425,9 @@ def test_free_settings():
     names = {f.name for f in fields(TrainConfig)}
     assert len(set(FREE)) == len(FREE) and set(FREE) < names
     chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip',
-                  device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7, flip_merge='sum')
+                  device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7, flip_merge='sum',
+                  text_projection='learnt', negatives='classes', map_source='both', pseudo_source='inter',
+                  local_outside='background', fuse='max_logit')
     base = TrainConfig()
     for setting in fields(TrainConfig):
         changed = replace(base, **{setting.name: chosen.get(setting.name, other_value(base, setting))})

@@ -23,22 +23,24 @@ def positive(cosine, similarity):
     return clip(cosine, 1e-4, 1 - 1e-4)
 
 
-def slow_gia(cls, text_fg, text_bg, tags, cross, similarity):
-    "Eq. 3"
+def slow_gia(cls, text_fg, text_bg, tags, cross, similarity, negatives='background'):
+    "Eq. 3, and with class negatives the mean over the classes that are not tagged"
     total = 0.
     for v, y in zip(cls, tags):
         for c in range(len(y)):
             if y[c]: total -= math.log(positive(cos(v, text_fg[c]), similarity))
         if cross: total -= math.log(1 - positive(cos(v, text_bg[0]), similarity))
+        absent = [math.log(1 - positive(cos(v, text_fg[c]), similarity)) for c in range(len(y)) if not y[c]]
+        if cross and negatives == 'classes': total -= sum(absent)/max(1, len(absent))
     return total/len(cls)
 
 
 def slow_contrast(plus, minus, tau):
-    "One term of Eq. 6"
-    return -math.log(math.exp(plus/tau)/(math.exp(plus/tau) + math.exp(minus/tau)))
+    "One term of Eq. 6, with any number of negatives"
+    return -math.log(math.exp(plus/tau)/(math.exp(plus/tau) + sum(math.exp(each/tau) for each in minus)))
 
 
-def slow_lea(fg, bg, text_fg, text_bg, tags, lam, tau, cross, tag_reduce, similarity):
+def slow_lea(fg, bg, text_fg, text_bg, tags, lam, tau, cross, tag_reduce, similarity, negatives='background'):
     "Eq. 4-6"
     total, n = 0., len(fg)*len(fg[0])
     for patches_fg, patches_bg, y in zip(fg, bg, tags):
@@ -50,25 +52,27 @@ def slow_lea(fg, bg, text_fg, text_bg, tags, lam, tau, cross, tag_reduce, simila
                 total -= sum(logs)/max(1, len(tagged))
                 continue
             plus, minus = share*sum(cos(f, text_fg[c]) for c in tagged), cos(f, text_bg[0])
-            total += slow_contrast(plus, minus, tau)
+            absent = [c for c in range(len(y)) if not y[c]] if negatives == 'classes' else []
+            total += slow_contrast(plus, [minus, *(cos(f, text_fg[c]) for c in absent)], tau)
             plus, minus = cos(b, text_bg[0]), share*sum(cos(b, text_fg[c]) for c in tagged)
-            total += lam*slow_contrast(plus, minus, tau)
+            total += lam*slow_contrast(plus, [minus, *(cos(b, text_fg[c]) for c in absent)], tau)
     return total/n
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('cross', [True, False])
 @pytest.mark.parametrize('similarity', ['map', 'clamp'])
-def test_gia(seed, cross, similarity):
+@pytest.mark.parametrize('negatives', ['background', 'classes'])
+def test_gia(seed, cross, similarity, negatives):
     g = torch.Generator().manual_seed(seed)
     cls, fg, bg = (torch.randn(n, 7, generator=g) for n in (5, 4, 1))
     tags = (torch.rand(5, 4, generator=g) > .5).float()
-    slow = slow_gia(*(tensor.tolist() for tensor in (cls, fg, bg, tags)), cross, similarity)
-    assert abs(gia_loss(cls, fg, bg, tags, cross, similarity).item() - slow) < 1e-5
+    slow = slow_gia(*(tensor.tolist() for tensor in (cls, fg, bg, tags)), cross, similarity, negatives)
+    assert abs(gia_loss(cls, fg, bg, tags, cross, similarity, negatives).item() - slow) < 1e-5
 
 
-def slow_local(cls, inside, text_fg, text_bg, tags, cross, similarity):
-    "Eq. 3 for local views, turned round for those outside the mask"
+def slow_local(cls, inside, text_fg, text_bg, tags, cross, similarity, outside):
+    "Eq. 3 for local views, turned round or left out for those outside the mask"
     total, n = 0., 0
     for views, shares, y in zip(cls, inside, tags):
         for v, share in zip(views, shares):
@@ -77,7 +81,7 @@ def slow_local(cls, inside, text_fg, text_bg, tags, cross, similarity):
             tagged = [positive(cos(v, text_fg[c]), similarity) for c in range(len(y)) if y[c]]
             if share >= .5:
                 total -= sum(math.log(p) for p in tagged) + (math.log(1 - ground) if cross else 0)
-            else:
+            elif outside == 'background':
                 total -= math.log(ground) + (sum(math.log(1 - p) for p in tagged) if cross else 0)
     return total/n
 
@@ -85,26 +89,28 @@ def slow_local(cls, inside, text_fg, text_bg, tags, cross, similarity):
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('cross', [True, False])
 @pytest.mark.parametrize('similarity', ['map', 'clamp'])
-def test_local(seed, cross, similarity):
+@pytest.mark.parametrize('outside', ['ignore', 'background'])
+def test_local(seed, cross, similarity, outside):
     g = torch.Generator().manual_seed(seed)
     cls, inside = torch.randn(3, 4, 7, generator=g), torch.rand(3, 4, generator=g)
     fg, bg = torch.randn(5, 7, generator=g), torch.randn(1, 7, generator=g)
     inside[0, 0], tags = .5, (torch.rand(3, 5, generator=g) > .5).float()
-    slow = slow_local(*(tensor.tolist() for tensor in (cls, inside, fg, bg, tags)), cross, similarity)
-    assert abs(local_loss(cls, inside, fg, bg, tags, cross, similarity).item() - slow) < 1e-5
+    slow = slow_local(*(tensor.tolist() for tensor in (cls, inside, fg, bg, tags)), cross, similarity, outside)
+    assert abs(local_loss(cls, inside, fg, bg, tags, cross, similarity, outside).item() - slow) < 1e-5
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('cross', [True, False])
 @pytest.mark.parametrize('tag_reduce', ['sum', 'mean'])
 @pytest.mark.parametrize('similarity', ['map', 'clamp'])
-def test_lea(seed, cross, tag_reduce, similarity):
+@pytest.mark.parametrize('negatives', ['background', 'classes'])
+def test_lea(seed, cross, tag_reduce, similarity, negatives):
     g = torch.Generator().manual_seed(seed)
     patch, fg, bg = torch.randn(3, 6, 7, generator=g), torch.randn(4, 7, generator=g), torch.randn(1, 7, generator=g)
     mask, tags = (torch.rand(3, 6, 1, generator=g) > .4).float(), (torch.rand(3, 4, generator=g) > .5).float()
     tags[0], mask[1] = 0, 0
     inside, outside = patch*mask, patch*(1 - mask)
-    settings = .3, .5, cross, tag_reduce, similarity
+    settings = .3, .5, cross, tag_reduce, similarity, negatives
     slow = slow_lea(*(tensor.tolist() for tensor in (inside, outside, fg, bg, tags)), *settings)
     assert abs(lea_loss(inside, outside, fg, bg, tags, *settings).item() - slow) < 1e-5
 

@@ -12,10 +12,11 @@ from dataclasses import replace
 from dalnet.build import build_model, build_text, param_groups, training_data
 from dalnet.config import PRESETS
 from dalnet.batches import load_batches
-from dalnet.step import TrainStep, start_accelerator, take_step
+from dalnet.step import Phase, TrainStep, start_accelerator, take_step
 from dalnet.processes import is_main, leave_group
 import torch
 config = replace(PRESETS['demo'], data=sys.argv[1], batch_size=4, lr=1e-5, local_crops=2, local_size=32,
+                 global_views=2, local_outside='background',
                  **json.loads(sys.argv[3]))
 accelerator, data = start_accelerator(config), training_data(config)
 torch.manual_seed(0)
@@ -24,7 +25,7 @@ step, optimizer = accelerator.prepare(
     TrainStep(model, config), torch.optim.AdamW(param_groups(model, config), lr=1e-5))
 found = []
 for number, batch in zip(range(4), load_batches(data, config)):
-    found.append(take_step(accelerator, step, optimizer, batch, number > 0, config)[0])
+    found.append(take_step(accelerator, step, optimizer, batch, Phase(number > 0), config)[0])
     optimizer.step()
 if is_main(): open(sys.argv[2], 'w').write(json.dumps(found))
 leave_group()

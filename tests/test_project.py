@@ -70,15 +70,16 @@ DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('__init__ bench_cli cli config core options settings'.split(), set()),
-    **dict.fromkeys('cam crf gia images lattice lea masks measure refine report segment shapes text'
+    **dict.fromkeys('cam crf gia images lattice lea masks measure pseudo refine report segment shapes text'
                     .split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
-    **dict.fromkeys('encoder frozen model published'.split(), MODEL),
+    **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
-    **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step'.split(), RUN),
+    **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
+                    .split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('cost demo figures training'.split(), RUN | {'matplotlib'})}
 
