@@ -7,7 +7,7 @@ __all__ = ['IGNORE', 'InputError', 'first_line', 'check_choice', 'cannot_list', 
            'at_least_float32', 'nan_as_null']
 
 # %% ../nbs/appendix/core.ipynb #a268fb4c
-import os
+import math, os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -7,7 +7,7 @@ __all__ = ['THRESHOLDS', 'ConfusionMatrix', 'ThresholdSweep', 'sweep_thresholds'
            'evaluate_segmentation', 'evaluation_data', 'score_table', 'report_scores']
 
 # %% ../nbs/use/evaluation.ipynb #d01fba26
-import json, math, time
+import json, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path

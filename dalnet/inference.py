@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'Prediction', 'Predictor']
 # %% ../nbs/use/inference.ipynb #e0ca016b
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 import torch.nn.functional as F

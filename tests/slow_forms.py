@@ -200,7 +200,7 @@ def view_flags(cam, tags, high, low, corners, size):
 
 
 def ctc_loss(student, teacher, flags, temperature):
-    """Class token contrast: student (V,B,D) of all views, teacher (2,B,D) of the two global ones, flags (B,V), 0 = negative
+    """Class token contrast: student (V,B,D) of all views, teacher (2,B,D) of the global ones, flags (B,V), 0 = negative
 
     Its temperature is 0.5 for VOC and 1 for COCO.
     """

@@ -97,10 +97,10 @@ def test_settings_share_nothing():
 
 # ranges and contradictions
 
-AT_LEAST_ONE = """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every log_every
-    keep accumulate timeout lr tau scale_min power head_lr_ratio""".split()
-AT_LEAST_ZERO = """warmup seed long_side seg_start ptc_start pseudo_switch cam_threshold local_crops score_every show_every lam
-    weight_cls weight_local weight_decay warmup_lr jitter blur beta low""".split()
+AT_LEAST_ONE = """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every
+    log_every keep accumulate timeout lr tau scale_min power head_lr_ratio""".split()
+AT_LEAST_ZERO = """warmup seed long_side seg_start ptc_start pseudo_switch cam_threshold local_crops score_every
+    show_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low""".split()
 
 
 @pytest.mark.parametrize('name,value', [
