@@ -142,7 +142,7 @@ def test_nothing_to_learn():
 
 def test_tiny_and_pointless_runs_are_allowed():
     for preset in PRESETS.values(): replace(preset, iterations=1, batch_size=1, workers=0)
-    TrainConfig(iterations=2, warmup=1500, seg_start=60, show_at=(900,), weight_local=5, local_size=999,
+    TrainConfig(iterations=2, warmup=1500, seg_start=60, show_at=(900,), weight_local=5, local_crops=0, local_size=999,
                 high=.5, low=.5, scale_min=1, scale_max=1, trackers='wandb, tensorboard')
 
 

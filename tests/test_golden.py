@@ -10,7 +10,7 @@ import slow_forms
 from slow_forms import RECORDS, golden
 from dalnet.cam import cam_to_label, multi_scale_cam, normalize_cam
 from dalnet.config import PRESETS
-from dalnet.model import pseudo_labels
+from dalnet.pseudo import pseudo_labels
 from dalnet.refine import PAR, ptc_loss, refine_labels
 from dalnet.segment import seg_loss
 from dalnet.step import phase_at

@@ -8,11 +8,12 @@ from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
 from dalnet.core import IGNORE
 from dalnet.encoder import read_weights
-from dalnet.model import PseudoLabels, losses, pseudo_labels, total_loss
+from dalnet.model import losses, total_loss
+from dalnet.pseudo import PseudoLabels, pseudo_labels
 from dalnet.refine import PAR
 from dalnet.text import encode_text
 from dalnet.build import build_model, build_text, training_data
-from dalnet.step import TrainStep
+from dalnet.step import Phase, TrainStep
 from dalnet.training import train
 from dalnet.watch import read_log
 from test_bad_data import one_line
@@ -118,7 +119,7 @@ def test_losses_that_stay_in_float32(config):
     attention = step.model.encoder.vit.blocks[0].attn
     attention.qkv.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
     step.par.register_forward_hook(lambda module, args, out: kinds.add(('par', out.dtype)))
-    with torch.autocast('cpu', torch.bfloat16): terms, loss, seen = step(batch, True)
+    with torch.autocast('cpu', torch.bfloat16): terms, loss, seen = step(batch, Phase(True))
     assert kinds == {torch.bfloat16, ('par', torch.float32)}
     assert {term.dtype for term in terms.values()} == {torch.float32} == {loss.dtype}
     assert seen[0].dtype == torch.float32
@@ -160,7 +161,7 @@ def test_a_checkpoint_is_data_only(config):
 
 
 def other_name(about): about.update(names=[*about['names'][:-1], 'unicorn'])
-def other_width(about): about['config'].update(width=64)
+def other_width(about): about['config'].update(width=1024)
 def word_for_number(about): about['config'].update(lr='fast')
 def unknown_setting(about): about['config'].update(surprise=1)
 
