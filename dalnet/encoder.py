@@ -7,6 +7,7 @@ __all__ = ['Features', 'read_weights', 'Encoder']
 
 # %% ../nbs/method/06_encoder.ipynb #599bf511
 import difflib
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .core import InputError, first_line
 from .frozen import fold_norms, freeze_stages
+from .text import no_weights, quiet_hub
 
 # %% ../nbs/method/06_encoder.ipynb #a1adca11
 class Features(NamedTuple):
@@ -114,17 +116,18 @@ def _check_plain(name):
 # %% ../nbs/method/06_encoder.ipynb #920ba23a
 def _create(name, from_hub, **options):
     "Create a network without its head, with weights from the hub or random ones"
-    try:
-        return timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
-    except TypeError as e:
-        raise InputError(
-            f'encoder "{name}": an option does not fit it ({first_line(e)}); '
-            'see the options of Encoder and of timm.create_model') from None
-    except Exception as e:
-        if not from_hub: raise
-        raise InputError(
-            f'encoder "{name}": its weights cannot be downloaded ({first_line(e)}); '
-            'give a local file as `pretrained`') from None
+    with quiet_hub() if from_hub else nullcontext() as why:
+        try:
+            return timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+        except TypeError as e:
+            raise InputError(
+                f'encoder "{name}": an option does not fit it ({first_line(e)}); '
+                'see the options of Encoder and of timm.create_model') from None
+        except Exception as e:
+            if not from_hub: raise
+            raise InputError(
+                f'encoder "{name}": {no_weights(e, why)}; or give a local file as `pretrained` (--pretrained FILE), '
+                'or "none" for random weights') from None
 
 # %% ../nbs/method/06_encoder.ipynb #1ceb5c16
 def _fill(model, name, source):
