@@ -203,7 +203,7 @@ def _refuse(name, options, kind):
 class Encoder(nn.Module):
     "Any timm ViT by name, or \"hybrid:CNN\": images to class token, patch tokens and intermediate patch tokens"
     def __init__(self,
-        name:str='vit_base_patch16_224.augreg_in21k', # timm ViT, or "hybrid:" and a timm CNN
+        name:str='vit_base_patch16_224.orig_in21k_ft_in1k', # timm ViT, or "hybrid:" and a timm CNN
         pretrained:bool|str|Path=True, # True: timm's hub; False: random; else a local file or "package:NAME"
         depth:int|None=None, # transformer blocks; None = the model's own (hybrid: 4)
         dim:int|None=None, # hybrid: channels of the blocks (384)
