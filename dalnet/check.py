@@ -41,13 +41,14 @@ def check_voc(
 def check_coco(
     root:str|Path, # folder with annotations/ and the image folders
     render:str|None=None, # a split whose masks are rendered into the cache, e.g. "val2014"
-    processes:int|None=None # number of rendering processes; None = one for each core
+    processes:int|None=None, # number of rendering processes; None = one for each core
+    crowds:str='ignore' # crowds in the masks: 255 ("ignore") or their class ("class")
 )->tuple[list,list]: # lines to read, and a line for each thing that is missing
     "Check which parts of COCO 2014 or 2017 are present"
-    if not render: return coco_report(root)
+    if not render: return coco_report(root, crowds)
     file = Path(root)/f'annotations/instances_{find_coco(root, render)}.json'
-    folder, broken = render_masks(file, processes, progress)
-    lines, missing = coco_report(root)
+    folder, broken = render_masks(file, processes, progress, crowds)
+    lines, missing = coco_report(root, crowds)
     return [f'rendered into {folder}', *lines], missing + list(broken.values())
 
 # %% ../nbs/use/check.ipynb #8ab39613

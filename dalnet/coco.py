@@ -10,7 +10,7 @@ import os, re
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .coco_annotations import coco_cache, read_index, render_masks
+from .coco_annotations import mask_cache, read_index, render_masks
 from .core import InputError
 from .dataset import ImageDataset, check_classes, keep_good, read_lines
 from .images import check_image, load_mask as load_png_mask
@@ -78,7 +78,8 @@ class COCODataset(ImageDataset):
         allow_untagged:bool=False, # keep images without an object
         skip_bad:bool=False, # leave bad images out, and list them in `skipped`
         processes:int|None=None, # number of rendering processes; None = one per core
-        show=lambda steps, total: steps # wraps the rendering, e.g. `progress`
+        show=lambda steps, total: steps, # wraps the rendering, e.g. `progress`
+        crowds:str='ignore' # in the masks, crowds are 255 ("ignore") or their class ("class"); tags have them anyway
     ):
         self.root, self.transform, self.masks = Path(root), transform or EvalTransform(), masks
         self.split = find_coco(self.root, split)
@@ -92,7 +93,8 @@ class COCODataset(ImageDataset):
         if not len(order):
             raise InputError(f'{self.annotations}: no image has an object; there is nothing to learn from')
         self._where = _image_folders(self.root, self.split)
-        self.mask_folder, broken = render_masks(self.annotations, processes, show) if masks else (None, {})
+        self.mask_folder, broken = None, {}
+        if masks: self.mask_folder, broken = render_masks(self.annotations, processes, show, crowds)
         ids, files = index['id'][order], index['name'][order]
         good, self.skipped = keep_good(order, lambda i: self._check(ids[i], files[i], broken), skip_bad)
         self.files, self.ids, self.tags = files[good], ids[good], rows[order[good]]
@@ -146,12 +148,12 @@ def load_mask(self:COCODataset, i, size):
     return torch.zeros(tuple(size), dtype=torch.int64)  # an image without objects
 
 # %% ../nbs/data/coco.ipynb #5bb8608c
-def _report_split(root, path):
+def _report_split(root, path, crowds):
     "Report lines for one annotation file, and lines about what is missing"
     split, index = path.stem.removeprefix('instances_'), read_index(path)
     tags, files, folders = index['tags'], index['name'], _image_folders(root, split)
     found = [_find_picture(folders, str(file), split) is not None for file in files]
-    rendered = len(list((coco_cache(path)/'masks').glob('*.png')))
+    rendered = len(list(mask_cache(path, crowds).glob('*.png')))
     published = f' (COCO: {COCO_SIZES[split]:,})' if split in COCO_SIZES else ''
     lines = [f'{split:<10}{len(tags):>8,} images{published}: {sum(found):,} pictures, '
              f'{int((~tags.any(1)).sum()):,} without an object, {len(index["classes"])} classes, '
@@ -164,13 +166,14 @@ def _report_split(root, path):
 
 # %% ../nbs/data/coco.ipynb #6e42ce86
 def coco_report(
-    root:str|Path # folder with annotations/
+    root:str|Path, # folder with annotations/
+    crowds:str='ignore' # which rendered masks are counted: with crowds as 255 ("ignore") or as their class ("class")
 )->tuple[list,list]: # report lines, and a line for each missing item
     "Report which parts of COCO are there, with counts"
     root, lines, missing = Path(root), [], []
     paths = sorted((root/'annotations').glob('instances_*.json'))
     if not paths: find_coco(root)  # raises an error that says what is missing
     for path in paths:
-        there, gone = _report_split(root, path)
+        there, gone = _report_split(root, path, crowds)
         lines, missing = lines + there, missing + gone
     return lines, missing

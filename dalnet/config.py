@@ -60,6 +60,7 @@ PRESETS['voc_mini'] = TrainConfig(
     decay_all=False,
     workers=1,
     # losses and pseudo labels
+    weight_im=.2,
     weight_seg=1.,
     seg_start=400,
     pseudo_scales=(1.,),
@@ -68,7 +69,7 @@ PRESETS['voc_mini'] = TrainConfig(
     low=.1,
     # output
     test_scales=(.75, 1.),
-    cam_threshold=.3,
+    cam_threshold=.2,
     save_every=400,
     show_at=(401, 800, 1200),
     out='runs/voc_mini')

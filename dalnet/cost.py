@@ -64,7 +64,8 @@ def _describe_run(config, accelerator, dataset, text, model):
     "The inputs of a run, as texts by name"
     n, device = accelerator.num_processes, accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
-    images = f'{len(dataset):,} images of "{dataset.split}"'
+    images, origin = f'{len(dataset):,} images of "{dataset.split}"', getattr(dataset, 'origin', '')
+    if origin: images += f' ({origin})'
     return dict(
         data=f'{images}, {len(dataset.classes)} classes, {len(dataset.skipped)} left out',
         text=text.source,

@@ -42,7 +42,8 @@ def open_dataset(
     skip_bad:bool=False, # leave bad images out, and list them in `skipped`
     sbd:str|Path='', # SBD's dataset folder, for VOC; "" = look next to the devkit
     part:str='train', # what an empty `split` means, "train" or "val"
-    show:Callable=lambda steps, total: steps # wraps slow iterations, e.g. `progress`
+    show:Callable=lambda steps, total: steps, # wraps slow iterations, e.g. `progress`
+    crowds:str='ignore' # crowds in COCO's masks: 255 ("ignore") or their class ("class")
 )->ImageDataset:
     "Open the dataset at a path, whatever its kind"
     kind, common = dataset_kind(source), dict(transform=transform, allow_untagged=allow_untagged, skip_bad=skip_bad)
@@ -50,7 +51,7 @@ def open_dataset(
         if part == 'val': split = split or 'val'
         return VOCDataset(source, split, tags, masks=masks, sbd=sbd or None, **common)
     if kind == 'coco':
-        return COCODataset(source, split or part, tags, masks=masks, show=show, **common)
+        return COCODataset(source, split or part, tags, masks=masks, show=show, crowds=crowds, **common)
     if masks and not mask_folder:
         raise InputError(f'{source}: masks of your own images are needed for this; say where they are (--mask-folder)')
     return TaggedImageDataset(source, split, classes, masks=mask_folder if masks else None,

@@ -69,7 +69,7 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli cli config core options settings'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli cli config core fetch options settings'.split(), set()),
     **dict.fromkeys('cam crf gia images lattice lea masks measure pseudo refine report segment shapes text'
                     .split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
