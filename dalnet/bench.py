@@ -92,7 +92,7 @@ class BenchInputs:
         s = self.setup
         return TrainConfig(**dict(
             encoder=s.encoder, encoder_options=s.encoder_options, pretrained='none', text='hash', crop=s.size,
-            batch_size=s.batch, device=s.device.split(':')[0]) | changes)
+            global_views=1, local_crops=0, batch_size=s.batch, device=s.device.split(':')[0]) | changes)
 
     def to(self, x): return x.to(self.setup.device)
     def photos(self, n, size): return self.to(photos(n, size))
