@@ -116,6 +116,8 @@ def _eval_options(parser):
     parser.add_argument('--split', default='', help=(
         'which of its images; default: those for validation, and test with --submission'))
     parser.add_argument('--mask-folder', help='masks of your own images; default: as in training')
+    parser.add_argument('--crowds', choices=['ignore', 'class'], default='ignore', help=(
+        'in the masks of COCO, crowds are left out of the score, or count as their class (ignore)'))
     parser.add_argument('--what', choices=['all', 'cams', 'segmentation'], default='all', help='what to score (all)')
     parser.add_argument('--cam-scales', type=numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')
     parser.add_argument('--cam-threshold', type=float, help=(
@@ -174,7 +176,7 @@ def _evaluate(args):
     if not (cams or seg):
         raise InputError(f'{args.checkpoint}: segmentation was not trained (weight_seg, seg_start); score its CAMs')
     names = tuple(model.names)
-    dataset = evaluation_data(config, args.split, args.data, args.tags, args.mask_folder, names)
+    dataset = evaluation_data(config, args.split, args.data, args.tags, args.mask_folder, names, args.crowds)
     out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     _check_writable(out)
     _check_classes(dataset, names, args.checkpoint)
@@ -264,6 +266,8 @@ def _data_options(parser):
     coco.add_argument('root', help='folder with annotations/ and the image folders')
     coco.add_argument('--render', metavar='SPLIT', help='render the masks of a split into the cache, e.g. val2014')
     coco.add_argument('--processes', type=int, help='that render; default: one for each core')
+    coco.add_argument('--crowds', choices=['ignore', 'class'], default='ignore', help=(
+        'crowds in the masks are 255, or their class (ignore)'))
     tags = kinds.add_parser('tags', help='any set of tagged images: what is wrong with it')
     tags.add_argument('source', help='table, export, folder for each class, archive; or VOC, COCO')
     tags.add_argument('--split', default='', help='which of its images; default: those for training')
