@@ -165,7 +165,8 @@ def _sum_counts(tables):
 
 def _same_kinds(sweeps, n, thresholds):
     "Add empty sweeps for the kinds of maps that other processes have counted, in one order"
-    kinds = dict.fromkeys(kind for kinds in all_gather([list(sweeps)]) for kind in kinds)
+    with explain_lost_rank(): everyone = all_gather([list(sweeps)])
+    kinds = dict.fromkeys(kind for kinds in everyone for kind in kinds)
     return {kind: sweeps.get(kind) or ThresholdSweep(n, thresholds) for kind in kinds}
 
 def _at_size(x, size, antialias=False):

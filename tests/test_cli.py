@@ -133,7 +133,8 @@ def test_voc_mini_makes_steps_on_real_images(voc, tmp_path):
         '--eval-split', 'none')
     assert code == 0, err
     log = read_log(tmp_path/'run')
-    names = {'iteration', 'lr', 'seconds', 'waiting', 'cls', 'inter', 'im', 'ex', 'ptc', 'total', 'grad'}
+    names = {'iteration', 'lr', 'seconds', 'waiting', 'cls', 'inter', 'im', 'ex', 'ptc', 'total', 'grad',
+             'text_cos', 'text_bg', 'text_rank'}
     assert len(log) == 3 and set(log[0]) == names
     assert set(log[2]) == names | {'seg', 'reg'}
     assert all(np.isfinite(value) for line in log for value in line.values())

@@ -78,12 +78,12 @@ def test_a_step_is_the_same_however_it_is_spread(n, settings, shapes, alone, tmp
 
 
 def test_bfloat16_gives_nearly_the_same(shapes, alone, tmp_path):
-    "Within 2% of each term (and 0.02) on the CPU; the gradient's norm within 5%"
+    "Within 2% of each term (and 0.02) on the CPU; the norm of the gradient, which divides by short tokens, within 10%"
     found = first_steps(shapes, tmp_path/'bf16.json', precision='bf16')
     assert found[0] != alone[0]
     for full, half in zip(alone, found):
         for name, value in full.items():
-            share = .05 if name == 'grad' else .02
+            share = .1 if name == 'grad' else .02
             assert abs(value - half[name]) <= share*max(1, abs(value)), (name, value, half[name])
 
 
