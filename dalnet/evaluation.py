@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .build import open_data
-from .cam import class_labels
+from .cam import cam_to_label, class_labels
 from .settings import TrainConfig
 from .core import IGNORE, nan_as_null, write_whole
 from .crf import dense_crf
@@ -184,7 +184,8 @@ def evaluate_cams(
     fixed:float=.3, # the fixed threshold, in (0,1)
     thresholds:tuple=THRESHOLDS, # to find the best of, besides
     device:str='cpu', # where the model is
-    merge:str='max' # how a map and that of the flip become one: "max" or "sum", see `multi_scale_cam`
+    merge:str='max', # how a map and that of the flip become one: "max" or "sum", see `multi_scale_cam`
+    each:Callable|None=None # called with the kind, and with labels at `fixed` and mask of an image, (H,W) each
 )->dict[str,CamScores]: # "cam", "inter" if the model returns both, "text" and "both" if it is a DALNet
     "Score the maps of a model, knowing the true tags"
     thresholds, sweeps = sorted({*thresholds, fixed}), {}
@@ -192,7 +193,9 @@ def evaluate_cams(
         found, classes, present = all_tagged_maps(model, image, tags, scales, flip, merge)
         for kind, maps in found.items():
             if kind not in sweeps: sweeps[kind] = ThresholdSweep(len(dataset.classes) + 1, thresholds)
-            sweeps[kind].update(_at_size(maps, target.shape), present, target[None], classes)
+            maps = _at_size(maps, target.shape)
+            sweeps[kind].update(maps, present, target[None], classes)
+            if each: each(kind, class_labels(cam_to_label(maps, present, fixed, fixed), classes)[0], target)
     sweeps = _same_kinds(sweeps, len(dataset.classes) + 1, thresholds)
     _sum_counts(sweeps.values())
     return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items()}
@@ -237,7 +240,8 @@ def evaluate_segmentation(
     crf:str|None=None, # CRF engine, see `dense_crf`; None = no such variant
     tile:int=1024, # largest side processed at once, pixels
     device:str='cpu', # where the model is
-    fuse:str='mean' # how views become one, see `merge_scales`
+    fuse:str='mean', # how views become one, see `merge_scales`
+    each:Callable|None=None # called with the variant, and with labels and mask of an image, (H,W) each
 )->SegScores:
     "Score the segmentation, free and limited to the true tags"
     kinds = ('single', 'multi', 'crf') if crf else ('single', 'multi')
@@ -245,7 +249,9 @@ def evaluate_segmentation(
     matrices = {variant: ConfusionMatrix(len(dataset.classes) + 1) for variant in variants}
     for image, tags, target in _items(model, dataset, device):
         for variant, probs in _variants(model, image, tags, scales, flip, crf, tile, fuse).items():
-            matrices[variant].update(label_at(probs, target.shape), target)
+            label = label_at(probs, target.shape)
+            matrices[variant].update(label, target)
+            if each: each(variant, label, target)
     _sum_counts(matrices.values())
     iou = {variant: matrix.iou().tolist() for variant, matrix in matrices.items()}
     return SegScores(('background', *dataset.classes), iou)

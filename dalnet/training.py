@@ -129,9 +129,10 @@ def rate(self:_Saver, iteration, score):
     if not self.config.score_every or iteration % self.config.score_every: return
     value = float(score(self.model))
     self.model.train()
+    if np.isnan(value): return                                           # nothing to compare
     before = f', best so far {self.best[1]:.4f} at {self.best[0]}' if self.best else ''
     print_rank0(f'iteration {iteration}: score {value:.4f}{before}')
-    if np.isnan(value) or (self.best and value <= self.best[1]): return
+    if self.best and value <= self.best[1]: return
     self.best = [iteration, value]
     if not is_main(): return
     new = Checkpoint.save(self.out/f'best_{iteration:06d}', self.model, self.config, self.text, iteration)

@@ -69,7 +69,7 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli cli config core fetch options settings'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options settings'.split(), set()),
     **dict.fromkeys('cam crf gia images lattice lea masks measure pseudo refine report segment shapes text'
                     .split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
@@ -81,7 +81,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
                     .split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
-    **dict.fromkeys('cost demo figures training'.split(), RUN | {'matplotlib'})}
+    **dict.fromkeys('cost demo figures grid training'.split(), RUN | {'matplotlib'})}
 
 
 def test_every_module_is_in_the_list():
