@@ -70,7 +70,7 @@ DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('__init__ bench_cli claim cli config core fetch options settings'.split(), set()),
-    **dict.fromkeys('cam crf gia images lattice lea masks measure pseudo refine report segment shapes text'
+    **dict.fromkeys('bootstrap cam crf gia images lattice lea masks measure pseudo refine report segment shapes text'
                     .split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
@@ -81,7 +81,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
                     .split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
-    **dict.fromkeys('cost demo figures grid training'.split(), RUN | {'matplotlib'})}
+    **dict.fromkeys('cost demo figures grid tables training'.split(), RUN | {'matplotlib'})}
 
 
 def test_every_module_is_in_the_list():
