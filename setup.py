@@ -17,7 +17,8 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=['dalnet', 'dalnet.*']), include_package_data=True, zip_safe=False,
-    install_requires=cfg['requirements'].split(), extras_require=extras, package_data={'dalnet': ['py.typed', 'grids/*.toml']},
+    install_requires=cfg['requirements'].split(), extras_require=extras,
+    package_data={'dalnet': ['py.typed', 'grids/*.toml']},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

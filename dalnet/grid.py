@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from .checkpoint import Checkpoint, numbered
+from .checkpoint import numbered
 from .claim import Claimed, claim, lock_holder
 from .config import FREE, config_from, read_toml
 from .core import InputError

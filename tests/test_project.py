@@ -81,7 +81,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
                     .split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
-    **dict.fromkeys('cost demo figures grid tables training'.split(), RUN | {'matplotlib'})}
+    **dict.fromkeys('cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
 
 
 def test_every_module_is_in_the_list():
