@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'SCALES', 'PARTS', 'BenchSetup', 'photos', 'BenchInputs', 'autocast', 'bench_cams', 'bench_par',
-           'bench_contrast', 'lattice_filter', 'bench_energy', 'bench_segmentation', 'report', 'bench_parts']
+           'bench_contrast', 'lattice_filter', 'bench_energy', 'bench_segmentation', 'bench_parts']
 
 # %% ../nbs/appendix/bench.ipynb #3b498969
 import tempfile
@@ -14,19 +14,20 @@ from importlib.util import find_spec
 from pathlib import Path
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch_to
 from .build import build_model, build_text
 from .cam import multi_scale_cam, select_classes, tagged_classes
 from .core import InputError, check_choice
 from .data import open_dataset
 from .lattice import PermutohedralLattice, bilateral_features
-from .measure import Row, agree, compare, has_fast_bf16, machine, typical_difference
+from .measure import Row, agree, compare, has_fast_bf16, typical_difference
 from .model import DALNetOutput, losses
 from .pseudo import PseudoLabels
 from .processes import resolve_device
 from .published import (
     cpp_filter, plain_cams, plain_contrast, plain_energy, plain_refine, plain_seg_loss, written_out_attention)
 from .refine import PAR, ptc_loss, refine_labels
-from .report import save_report
+from .report import report
 from .segment import DenseEnergyLoss
 from .settings import TrainConfig
 from .shapes import make_shapes
@@ -37,7 +38,7 @@ PRECISIONS = {'fp32': 'float32', 'bf16': 'bfloat16'}  # the type of matrix produ
 @dataclass
 class BenchSetup:
     "Sizes of a benchmark, and the inputs that follow from them"
-    encoder:str = 'vit_base_patch16_224.augreg_in21k' # a plain timm ViT; its weights are random
+    encoder:str = TrainConfig.encoder # a plain timm ViT; its weights are random
     encoder_options:dict = field(default_factory=dict) # further arguments of `Encoder`
     size:int = 448                 # side of the images, pixels
     batch:int = 4                  # images of a step
@@ -114,16 +115,19 @@ class BenchInputs:
         chosen = torch.stack([torch.randperm(min(self.setup.classes, 200))[:2] for _ in range(self.setup.batch)])
         return self.to(torch.zeros(self.setup.batch, self.setup.classes).scatter_(1, chosen, 1.))
 
-    def smooth(self, *shape):
-        "Random numbers on a grid of patches, (...,h,w) -> enlarged to the images' size, in [0,1]"
-        grid = max(2, self.setup.size//16)
-        maps = F.interpolate(torch.rand(*shape, grid, grid), [self.setup.size]*2, mode='bilinear', align_corners=False)
-        return self.to(maps)
+# %% ../nbs/appendix/bench.ipynb #5c0f1a11
+@patch_to(BenchInputs)
+def smooth(self, *shape):
+    "Random numbers on a grid of patches, (...,h,w) -> enlarged to the images' size, in [0,1]"
+    grid = max(2, self.setup.size//16)
+    maps = F.interpolate(torch.rand(*shape, grid, grid), [self.setup.size]*2, mode='bilinear', align_corners=False)
+    return self.to(maps)
 
-    def labels(self, n, side):
-        "(n,side,side) int64: background, two classes, and ignored"
-        choices = torch.tensor([0, 1, min(2, self.setup.classes), 255])
-        return self.to(choices[torch.randint(4, (n, side, side))])
+@patch_to(BenchInputs)
+def labels(self, n, side):
+    "(n,side,side) int64: background, two classes, and ignored"
+    choices = torch.tensor([0, 1, min(2, self.setup.classes), 255])
+    return self.to(choices[torch.randint(4, (n, side, side))])
 
 # %% ../nbs/appendix/bench.ipynb #98e4faf1
 SCALES = (1., .5, 1.5)  # of the CAMs
@@ -246,17 +250,6 @@ def bench_segmentation(
 PARTS = dict(cams=bench_cams, par=bench_par, contrast=bench_contrast, energy=bench_energy,
              segmentation=bench_segmentation)
 
-def report(
-    out:str|Path, # folder for NAME.json and NAME.png
-    name:str, # of the benchmark
-    rows:list, # of `Row`
-    setup:BenchSetup # what was measured
-):
-    "Print and write what was measured, beside the machine's rate for each type"
-    about = machine(setup.device, tuple(getattr(torch, dtype) for dtype in dict.fromkeys(row.dtype for row in rows)))
-    print(save_report(out, name, rows, about, asdict(setup)), flush=True)
-    print(f'written: {Path(out)/name}.json, {Path(out)/name}.png')
-
 def bench_parts(
     setup:BenchSetup|None=None, # sizes; None = the defaults
     parts:tuple=tuple(PARTS), # names from `PARTS`
@@ -270,5 +263,5 @@ def bench_parts(
         found = PARTS[part](inputs)
         if not found: print(f'{part}: left out, since there is no pydensecrf to compare with')
         rows += found
-    report(out, 'parts', rows, inputs.setup)
+    report(out, 'parts', rows, inputs.setup.device, asdict(inputs.setup))
     return rows

@@ -64,7 +64,7 @@ def _step(argv):
     "Compare a training step, or measure that of a preset"
     parser = _parser('step', 'Compare a training step with the published recipe.')
     parser.add_argument('--preset', choices=sorted(PRESETS), help=(
-        'instead, measure the step of these settings, without and with segmentation'))
+        'instead, measure the step of these settings, without and (if they train it) with segmentation'))
     _size_options(parser)
     args = parser.parse_args(argv)
     from dalnet.bench import BenchSetup
@@ -90,6 +90,7 @@ def _crf(argv):
     images = BenchImages(replace(PRESETS['voc_vit_b'], data=args.data or ''), args.images, args.size)
     bench_crf(images, args.labels, device=args.device, out=args.out, **_given(args, 'rounds'))
 
+# %% ../nbs/appendix/bench_cli.ipynb #5c0f1a51
 def _use(what, about, images, argv):
     "Measure prediction or evaluation"
     parser = _parser(what, about)

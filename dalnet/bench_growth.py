@@ -80,7 +80,7 @@ def _measure_axis(works, rounds, device):
         work = prepare()
         found['sizes'].append(size)
         found['seconds'].append(min(alternate(dict(work=work), rounds, 1, device)['work']))
-        found['memory'].append(peak_memory(work, device))
+        found['memory'].append(peak_memory(work, device)[0])
     return found
 
 def _each_label(axis, found, config):

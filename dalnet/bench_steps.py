@@ -6,18 +6,18 @@
 __all__ = ['PROTOCOLS', 'our_step', 'bench_step', 'bench_preset_step']
 
 # %% ../nbs/appendix/bench_steps.ipynb #60203e26
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 import torch
-from .bench import (
-    PRECISIONS, SCALES, BenchInputs, BenchSetup, lattice_filter, report)
+from .bench import PRECISIONS, SCALES, BenchInputs, BenchSetup, lattice_filter
 from .build import build_text
 from .measure import Row, agree, compare, measure_all
 from .processes import resolve_device
 from .published import cpp_filter, plain_step
+from .report import report
 from .settings import TrainConfig
-from .step import Phase, prepare_step, start_accelerator, take_step
+from .step import Phase, prepare_step, start_accelerator, take_step, trains_segmentation
 
 # %% ../nbs/appendix/bench_steps.ipynb #c03cb903
 PROTOCOLS = {'step, three scales': dict(pseudo_scales=SCALES, pseudo_flip=True),
@@ -59,7 +59,7 @@ def bench_step(
     torch.manual_seed(0)
     inputs = BenchInputs(setup or BenchSetup())
     rows = [_step_row(inputs, name, precision) for precision in inputs.setup.precisions for name in PROTOCOLS]
-    report(out, 'step', rows, inputs.setup)
+    report(out, 'step', rows, inputs.setup.device, asdict(inputs.setup))
     return rows
 
 # %% ../nbs/appendix/bench_steps.ipynb #ad803165
@@ -68,18 +68,20 @@ def bench_preset_step(
     classes:int=20, # C
     rounds:int=5, # measured rounds
     out:str|Path='bench' # folder for step.json and step.png
-)->list[Row]: # without and with segmentation
-    "Measure a training step of any settings, without and with segmentation, and print a table"
+)->list[Row]: # without segmentation, and with it if the settings train it
+    "Measure a training step of any settings, and print a table"
     torch.manual_seed(0)
     device, text = resolve_device(config.device), config.text if config.text != 'clip' else 'hash'
     config = replace(config, pretrained='none', text=text, prompts={}, global_views=1, local_crops=0)
     setup = BenchSetup(config.encoder, config.encoder_options, config.crop, config.batch_size, classes, rounds, device,
                        'bf16' if config.precision == 'bf16' else 'fp32')
     inputs, names = BenchInputs(setup), tuple(f'class {i}' for i in range(classes))
+    phases = {'without': False, 'with': True} if trains_segmentation(config) else {'without': False}
     steps = {f'step {how} segmentation': our_step(config, names, inputs.step_batch, segment)[1]
-             for how, segment in (('without', False), ('with', True))}
+             for how, segment in phases.items()}
     dtype = PRECISIONS[setup.precision]
     rows = [Row(name, dtype, found, {}) for name, found in measure_all(steps, rounds, 1, device).items()]
-    report(out, 'step', rows, setup)
-    print(f'with segmentation a step takes {rows[1].seconds("ours")/rows[0].seconds("ours"):.2f} times as long')
+    report(out, 'step', rows, device, asdict(setup))
+    if len(rows) == 1: print('segmentation is not trained: weight_seg and weight_reg are 0')
+    else: print(f'with segmentation a step takes {rows[1].seconds("ours")/rows[0].seconds("ours"):.2f} times as long')
     return rows

@@ -18,9 +18,9 @@ from .core import InputError
 from .crf import check_engine, dense_crf
 from .evaluation import evaluate_cams, evaluate_segmentation, evaluation_data
 from .inference import Predictor
-from .measure import Row, agree, compare, has_fast_bf16, machine, measure_all
+from .measure import Row, agree, compare, has_fast_bf16, measure_all
 from .processes import resolve_device
-from .report import save_report
+from .report import report
 from .settings import TrainConfig
 from .shapes import make_shapes
 
@@ -48,12 +48,6 @@ class BenchImages(torch.utils.data.Dataset):
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return self.items[i]
-
-# %% ../nbs/appendix/bench_use.ipynb #07bb7163
-def _report(out, name, rows, device, **settings):
-    "Print and write what was measured"
-    print(save_report(out, name, rows, machine(device), settings), flush=True)
-    print(f'written: {Path(out)/name}.json, {Path(out)/name}.png')
 
 # %% ../nbs/appendix/bench_use.ipynb #5bc2dbac
 def _guess(mask, n):
@@ -83,7 +77,7 @@ def bench_crf(
     for part, plain in forms.items():
         def check(plain, ours, part=part): agree(part, plain, ours, .01)
         rows.append(compare(part, plain, ours, check, rounds, 1, device, count=len(inputs), note='plain: pydensecrf'))
-    _report(out, 'crf', rows, device, images=len(inputs), labels=labels)
+    report(out, 'crf', rows, device, dict(images=len(inputs), labels=labels))
     return rows
 
 # %% ../nbs/appendix/bench_use.ipynb #077e6082
@@ -99,13 +93,17 @@ def bench_model(
     text = build_text(replace(config, text='hash', prompts={}), classes)
     return build_model(replace(config, pretrained='none'), text).to(device).eval(), config
 
-def _measure(out, name, works, rounds, device, n, **settings):
-    "Measure pieces of work on n images in turn, and report the seconds of an image"
-    rows = [Row(part, 'bfloat16' if part.endswith('bf16') else 'float32', found, {}, n)
-            for part, found in measure_all(works, rounds, 1, device).items()]
-    _report(out, name, rows, device, images=n, **settings)
+def _measure(name, prepare, images, config, checkpoint, rounds, device, out):
+    "Measure the works that `prepare(model, config, device)` makes in turn, and report the seconds of an image"
+    device = resolve_device(device)
+    model, config = bench_model(config, checkpoint, images.classes, device)
+    rows = [Row(part, 'bfloat16' if part.endswith('bf16') else 'float32', found, {}, len(images))
+            for part, found in measure_all(prepare(model, config, device), rounds, 1, device).items()]
+    settings = dict(images=len(images), scales=config.test_scales, checkpoint=str(checkpoint or ''))
+    report(out, name, rows, device, settings)
     return rows
 
+# %% ../nbs/appendix/bench_use.ipynb #5c0f1a21
 def bench_predict(
     images:BenchImages, # with masks
     config:TrainConfig, # network and test scales, if there is no checkpoint
@@ -115,16 +113,16 @@ def bench_predict(
     out:str|Path='bench' # folder for predict.json and predict.png
 )->list[Row]:
     "Measure prediction with each option, and print a table"
-    device = resolve_device(device)
-    model, config = bench_model(config, checkpoint, images.classes, device)
-    pictures, scales = [item['image'] for item in images], config.test_scales
-    options = {'one view': dict(scales=(1.,), flip=False), 'scales and flips': dict(scales=scales),
-               'scales, flips, CRF': dict(scales=scales, crf='lattice')}
-    def labelled(options):
-        predictor = Predictor(model, device, long_side=0, **options)
-        return lambda: [predictor(picture).mask for picture in pictures]
-    works = {f'predict, {name}': labelled(values) for name, values in options.items()}
-    return _measure(out, 'predict', works, rounds, device, len(images), scales=scales, checkpoint=str(checkpoint or ''))
+    pictures = [item['image'] for item in images]
+    def works(model, config, device):
+        def labelled(**options):
+            predictor = Predictor(model, device, long_side=0, **options)
+            return lambda: [predictor(picture).mask for picture in pictures]
+        scales = config.test_scales
+        return {'predict, one view': labelled(scales=(1.,), flip=False),
+                'predict, scales and flips': labelled(scales=scales),
+                'predict, scales, flips, CRF': labelled(scales=scales, crf='lattice')}
+    return _measure('predict', works, images, config, checkpoint, rounds, device, out)
 
 # %% ../nbs/appendix/bench_use.ipynb #d9bf0327
 def bench_evaluate(
@@ -136,20 +134,19 @@ def bench_evaluate(
     out:str|Path='bench' # folder for evaluate.json and evaluate.png
 )->list[Row]:
     "Measure evaluation, and print a table"
-    device = resolve_device(device)
-    model, config = bench_model(config, checkpoint, images.classes, device)
-    if tuple(model.names) != tuple(images.classes):
-        raise InputError(f'{checkpoint}: its classes are not those of the images; name its own with --data')
-    def cams(precision):
-        model.precision = precision
-        evaluate_cams(model, images, device=device, merge=config.flip_merge)
-    def segmentation(precision, crf):
-        model.precision = precision
-        evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
-    works = {}
-    for precision in ('fp32', 'bf16') if has_fast_bf16(device) else ('fp32',):
-        works |= {f'CAMs, {precision}': partial(cams, precision),
-                  f'segmentation, {precision}': partial(segmentation, precision, None),
-                  f'segmentation and CRF, {precision}': partial(segmentation, precision, 'lattice')}
-    return _measure(out, 'evaluate', works, rounds, device, len(images), scales=config.test_scales,
-                    checkpoint=str(checkpoint or ''))
+    def works(model, config, device):
+        if tuple(model.names) != tuple(images.classes):
+            raise InputError(f'{checkpoint}: its classes are not those of the images; name its own with --data')
+        def cams(precision):
+            model.precision = precision
+            evaluate_cams(model, images, device=device, merge=config.flip_merge)
+        def segmentation(precision, crf):
+            model.precision = precision
+            evaluate_segmentation(model, images, config.test_scales, crf=crf, device=device)
+        found = {}
+        for precision in ('fp32', 'bf16') if has_fast_bf16(device) else ('fp32',):
+            found |= {f'CAMs, {precision}': partial(cams, precision),
+                      f'segmentation, {precision}': partial(segmentation, precision, None),
+                      f'segmentation and CRF, {precision}': partial(segmentation, precision, 'lattice')}
+        return found
+    return _measure('evaluate', works, images, config, checkpoint, rounds, device, out)

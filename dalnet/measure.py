@@ -120,18 +120,17 @@ def _return_memory():
     try: ctypes.CDLL('libc.so.6').malloc_trim(0)
     except (AttributeError, OSError): pass
 
-def peak_memory(
-    work:Callable, # takes nothing
-    device:str|torch.device='cpu' # where it runs
-)->int: # bytes
-    "Measure the most memory that a call holds, above what was held before"
-    if torch.device(device).type == 'cuda':
-        synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+def _on_gpu(work, device):
+    "Bytes of PyTorch's allocator before a call, and at its peak"
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    synchronize(device)
+    return before, torch.cuda.max_memory_allocated(device)
+
+def _in_process(work):
+    "Resident bytes of this process before a call, and at its peak"
     _return_memory()
     watch = _Watch()
     watch.start()
@@ -141,7 +140,17 @@ def peak_memory(
         watch.done.set()
         watch.join()
     del result
-    return watch.peak - watch.first
+    return watch.first, watch.peak
+
+# %% ../nbs/appendix/measure.ipynb #5c0f1a41
+def peak_memory(
+    work:Callable, # takes nothing
+    device:str|torch.device='cpu' # where it runs
+)->tuple[int,int]: # bytes above what was held before, and in all
+    "Measure the most memory that is held during a call"
+    on_gpu = torch.device(device).type == 'cuda'
+    before, peak = _on_gpu(work, device) if on_gpu else _in_process(work)
+    return peak - before, peak
 
 # %% ../nbs/appendix/measure.ipynb #12918545
 def _convolution_backward_flops(grad_shape, x_shape, w_shape, *options, out_shape=None, **_):
@@ -200,7 +209,7 @@ def machine(
 # %% ../nbs/appendix/measure.ipynb #20161454
 @dataclass
 class Row:
-    "One piece of work, measured; `plain` and `ours` are dicts of seconds (a list), memory (bytes) and flops"
+    "One piece of work, measured; `plain` and `ours` are dicts as in `measure_all`"
     part:str              # what was measured
     dtype:str             # of its matrix products
     ours:dict             # dalnet
@@ -218,11 +227,14 @@ def measure_all(
     rounds:int=5, # number of measured rounds
     warmup:int=1, # number of rounds before
     device:str|torch.device='cpu' # where they run
-)->dict[str,dict]: # name -> seconds (of each round), memory (bytes) and flops
+)->dict[str,dict]: # name -> seconds (of each round), memory and peak (bytes), and flops
     "Measure several pieces of work: time in turn, then peak memory and arithmetic"
     seconds = alternate(works, rounds, warmup, device)
-    return {name: dict(seconds=seconds[name], memory=peak_memory(work, device), flops=count_flops(work))
-            for name, work in works.items()}
+    found = {}
+    for name, work in works.items():
+        memory, peak = peak_memory(work, device)
+        found[name] = dict(seconds=seconds[name], memory=memory, peak=peak, flops=count_flops(work))
+    return found
 
 def compare(
     part:str, # what is measured

@@ -62,7 +62,7 @@ def written_out_attention(
 # %% ../nbs/appendix/published.ipynb #54cfcdda
 def _one_scale(maps, size, flip, merge):
     "Maps (B,C,h,w), or of images and of their flips (2B,C,h,w), as one map of each image, (B,C,H,W)"
-    maps = F.interpolate(maps.float(), size, mode='bilinear', align_corners=False)
+    maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)
     if not flip: return maps.relu()
     view, flipped = maps.chunk(2)
     if merge == 'sum': return view.relu() + flipped.flip(-1).relu()
@@ -173,7 +173,7 @@ def plain_contrast(
     label:Tensor # (B,h,w) int; 255 is ignored
 )->Tensor: # scalar
     "Contrast all pairs of patches by the matrix of their cosines"
-    token = F.normalize(patch.float().flatten(2).transpose(1, 2), dim=2, eps=1e-8)       # (B,hw,D)
+    token = F.normalize(patch.flatten(2).transpose(1, 2), dim=2, eps=1e-8)               # (B,hw,D)
     cosine = (token@token.transpose(1, 2)).abs()                        # (B,hw,hw)
     label = label.flatten(1)
     known = (label[:, :, None] != IGNORE) & (label[:, None] != IGNORE)  # (B,hw,hw)
@@ -190,7 +190,7 @@ def plain_seg_loss(
     label:Tensor # (B,H,W) int64; 255 is ignored
 )->Tensor: # scalar
     "Average a background and a foreground cross-entropy"
-    logits = F.interpolate(logits.float(), label.shape[-2:], mode='bilinear', align_corners=False)
+    logits = F.interpolate(logits, label.shape[-2:], mode='bilinear', align_corners=False)
     ground, classes = label.clone(), label.clone()
     ground[label != 0] = IGNORE
     classes[label == 0] = IGNORE
@@ -220,7 +220,7 @@ def cpp_filter(
     sigma_xy:float # standard deviation of distance, pixels
 )->Tensor: # (B,K,h,w)
     "Filter probabilities by position and colour in C++ (pydensecrf)"
-    pairs = zip(image.cpu(), prob.detach().float().cpu())
+    pairs = zip(image.cpu(), prob.detach().cpu())
     return torch.stack([_filter_one(*pair, sigma_rgb, sigma_xy) for pair in pairs]).to(prob)
 
 # %% ../nbs/appendix/published.ipynb #9c2324b3
@@ -243,7 +243,7 @@ def plain_energy(
     "Compute the dense energy of whole images at half their size"
     size = image_0_255.shape[-2:]
     half = [side//2 for side in size]
-    prob = F.interpolate(logits.float(), size, mode='bilinear', align_corners=False).softmax(1)
+    prob = F.interpolate(logits, size, mode='bilinear', align_corners=False).softmax(1)
     prob = F.interpolate(prob, half, mode='bilinear', align_corners=False)               # (B,C+1,h,w)
     picture = F.interpolate(image_0_255, half)                          # (B,3,h,w)
     unknown = F.interpolate(label[:, None].float(), half) == IGNORE     # (B,1,h,w)
@@ -256,21 +256,18 @@ def _plain_labels(model, batch, config, merge):
     image, tags = batch['image'], batch['tags']
     final, inter = plain_cams(model, image, config.pseudo_scales, config.pseudo_flip, merge, antialias=True)
     grid = [side//model.encoder.patch_size for side in image.shape[-2:]]
-    with torch.autocast(image.device.type, enabled=False):
-        patch = plain_patch_label(inter, tags, grid, config.high, config.low)
-        return patch, plain_refine(255*image, final, tags, config.high, config.low)
+    patch = plain_patch_label(inter, tags, grid, config.high, config.low)
+    return patch, plain_refine(255*image, final, tags, config.high, config.low)
 
 def _alignment_losses(model, cls, patch, inter, tags, config):
     "GIA and LEA from tokens: class (B,D), last and intermediate patches (B,D,h,w)"
     cam = F.conv2d(inter, model.inter_head.weight).relu().detach()      # (B,C,h,w)
     cam = cam/cam.amax((-2, -1), keepdim=True).clamp(min=1e-5)
-    halves = split_foreground(patch, object_mask(cam.float(), tags, model.beta))
+    halves = split_foreground(patch, object_mask(cam, tags, model.beta))
     halves = [model.project_image(half.flatten(2).transpose(1, 2)) for half in halves]   # (B,hw,d) each
     text = model.project_text(model.text_fg), model.project_text(model.text_bg)
-    with torch.autocast(tags.device.type, enabled=False):
-        im = gia_loss(model.project_image(cls.float()), *(t.float() for t in text), tags)
-        ex = lea_loss(*(half.float() for half in halves), *(t.float() for t in text), tags, config.lam, config.tau)
-    return dict(im=im, ex=ex)
+    im = gia_loss(model.project_image(cls), *text, tags)
+    return dict(im=im, ex=lea_loss(*halves, *text, tags, config.lam, config.tau))
 
 # %% ../nbs/appendix/published.ipynb #bbd340e4
 def plain_step(
@@ -286,15 +283,14 @@ def plain_step(
     with written_out_attention(model.encoder):
         patch_label, pixel_label = _plain_labels(model, batch, config, merge)
         cls, patch, inter = plain_tokens(model.encoder, image)
-        logits, inter_logits = (head(tokens.amax((2, 3), keepdim=True)).flatten(1).float()
+        logits, inter_logits = (head(tokens.amax((2, 3), keepdim=True)).flatten(1)
                                 for head, tokens in ((model.head, patch), (model.inter_head, inter)))
         seg = model.seg_head(patch)                                     # (B,C+1,h,w)
         terms = _alignment_losses(model, cls, patch, inter, tags, config)
-        with torch.autocast(image.device.type, enabled=False):
-            terms['cls'] = F.multilabel_soft_margin_loss(logits, tags)
-            terms['inter'] = F.multilabel_soft_margin_loss(inter_logits, tags)
-            terms['ptc'] = plain_contrast(patch, patch_label)
-            terms['seg'] = plain_seg_loss(seg, pixel_label)
-            terms['reg'] = plain_energy(255*image, seg, pixel_label, filter)
-            sum(config.weights[name]*term for name, term in terms.items()).backward()
+        terms['cls'] = F.multilabel_soft_margin_loss(logits, tags)
+        terms['inter'] = F.multilabel_soft_margin_loss(inter_logits, tags)
+        terms['ptc'] = plain_contrast(patch, patch_label)
+        terms['seg'] = plain_seg_loss(seg, pixel_label)
+        terms['reg'] = plain_energy(255*image, seg, pixel_label, filter)
+        sum(config.weights[name]*term for name, term in terms.items()).backward()
     return {name: term.detach() for name, term in terms.items()}

@@ -37,7 +37,7 @@ def agreement(
         found, classes, present = all_tagged_maps(model, image, tags, scales, flip, config.flip_merge)
         label = refine_labels(par, 255*image[None], found[kind], present, config.high, config.low)
         sweep.update(found[kind], present, class_labels(label, classes), classes)
-    return {threshold: matrix.miou() for threshold, matrix in zip(sweep.thresholds, sweep.matrices())}
+    return sweep.miou()
 
 def choose_threshold(
     *args, # as for `agreement`
