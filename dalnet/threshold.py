@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from .build import open_data
 from .cam import class_labels
-from .evaluation import ThresholdSweep
+from .metrics import ThresholdSweep
 from .maps import all_tagged_maps
 from .refine import PAR, refine_labels
 from .settings import TrainConfig
