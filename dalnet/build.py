@@ -99,6 +99,14 @@ def open_data(
     return open_dataset(source, transform=transform, **options)
 
 # %% ../nbs/train/build.ipynb #40a35e5a
+def _regions(folder, names):
+    "The folder of regions, if it has a file for every image"
+    missing = [name for name in names if not (Path(folder)/f'{name}.png').is_file()]
+    if missing:
+        raise InputError(f'setting region_folder: {Path(folder)/missing[0]}.png is missing, as are those of '
+                         f'{len(missing) - 1} other images; make them, or set weight_region to 0')
+    return Path(folder)
+
 def training_data(
     config:TrainConfig # data and augmentation settings
 )->ImageDataset:
@@ -107,6 +115,7 @@ def training_data(
         config.crop, (config.scale_min, config.scale_max), config.long_side or None,
         config.jitter, config.blur, config.augment, config.local_crops, config.local_size, config.global_views)
     dataset = open_data(config, transform)
+    if config.weight_region: dataset.regions = _regions(config.region_folder, dataset.names)
     if config.decoded_cache:
         dataset.keep_decoded(config.decoded_cache, round(config.long_side*config.scale_max) or None)
     return dataset

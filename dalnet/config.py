@@ -124,7 +124,7 @@ PRESETS['demo'] = TrainConfig(
 
 # %% ../nbs/train/config.ipynb #f7620363
 FREE = (  # settings that do not affect a run's result
-    'data', 'image_root', 'sbd', 'mask_folder', 'decoded_cache', 'workers',
+    'data', 'image_root', 'sbd', 'mask_folder', 'region_folder', 'decoded_cache', 'workers',
     'save_every', 'keep', 'log_every', 'show_at', 'show_every', 'out', 'resume',
     'accumulate', 'grad_checkpointing', 'compile', 'score_every', 'trackers', 'timeout', 'device', 'nan', 'test_scales',
     'fuse', 'cam_threshold')

@@ -22,6 +22,7 @@ from .lea import lea_loss
 from .masks import box_share, object_mask, split_foreground
 from .pseudo import PseudoLabels, real_patches
 from .refine import pair_counts, ptc_loss
+from .regions import region_loss
 from .segment import DenseEnergyLoss, SegHead, pixel_counts, seg_loss, segmentation_losses
 from .text import TextEmbeddings
 
@@ -190,7 +191,7 @@ def infer(self,
 # %% ../nbs/method/10_model.ipynb #6003880d
 WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p
                seg=.1, reg=.05, # Eq. 8, with ToCo's weights
-               local=1.)
+               local=1., region=0.)
 
 def _full_precision(out):
     "The output with every tensor in float32 or better"
@@ -228,8 +229,9 @@ def losses(
     outside:str='ignore', # local views off the objects: "ignore" them, or pull them to the "background"
     pseudo:PseudoLabels|None=None, # for "ptc", and for "seg" and "reg" if it labels pixels
     energy:DenseEnergyLoss|None=None, # for "reg"; None = `DenseEnergyLoss()`
-    counts:Tensor|None=None # (4,) of `denominators`, if these images are part of a larger step; None = they are all
-)->dict[str,Tensor]: # "cls", "inter", "im", "ex", and if their inputs are given "local", "ptc", "seg", "reg" -> scalar
+    counts:Tensor|None=None, # (4,) of `denominators`, if these images are part of a larger step; None = they are all
+    regions:Tensor|None=None # (B,H,W) int64 for "region", see `region_loss`
+)->dict[str,Tensor]: # "cls", "inter", "im", "ex"; with their inputs "local", "ptc", "seg", "reg", "region" -> scalar
     """Compute the unweighted terms of Eq. 7 and 8 by name, in float32 even under autocast
 
     `L = L_cls + L_inter + lambda_i L_im + lambda_e L_ex + lambda_p L_ptc` (Eq. 7);
@@ -251,6 +253,7 @@ def losses(
         if weights['ptc'] and pseudo: terms['ptc'] = ptc_loss(out.patch, pseudo.patch, pairs)
         if pseudo and pseudo.pixel is not None:
             terms |= _segmentation_losses(out, pseudo, weights, energy, pixels)
+            if weights['region'] and regions is not None: terms['region'] = region_loss(out.seg, regions)
     return terms
 
 # %% ../nbs/method/10_model.ipynb #383c5d68

@@ -22,6 +22,7 @@ class _DataSettings:
     sbd:str = ''                   # SBD's dataset folder, for VOC; "" = look beside the devkit
     image_root:str = ''            # folder that the image names in a table start from; "" = the table's own
     mask_folder:str = ''           # folder with the masks of your own images, for scoring only
+    region_folder:str = ''         # folder with regions of the training images, for weight_region
     allow_untagged:bool = False    # accept images without a tag
     skip_bad:bool = False          # skip bad images and list them, instead of stopping at the first
     decoded_cache:str = ''         # folder on a fast disk to keep decoded images in; "" = decode them every time
@@ -63,6 +64,7 @@ class _LossSettings(_NetworkSettings):
     weight_seg:float = .1          # weight of L_seg as in ToCo; Eq. 8 says 1
     weight_reg:float = .05         # weight of L_reg as in ToCo; Eq. 8 says 1
     weight_local:float = 1.        # weight of the loss of local views, if there are any
+    weight_region:float = 0.       # weight of one label for each region of region_folder
 
     # pseudo labels
     seg_start:int = 2000           # iterations before L_seg and L_reg join
@@ -209,7 +211,7 @@ _AT_LEAST = {
     1: """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every log_every keep
           accumulate timeout""",
     0: """warmup seed long_side seg_start ptc_start pseudo_switch local_crops score_every show_every
-          weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local
+          weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local weight_region
           lam weight_decay warmup_lr""",
     -1: 'workers'}
 _ABOVE_ZERO = 'lr tau scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
@@ -265,6 +267,10 @@ def _check_pairs(config):
         largest = min(config.accumulate, config.batch_size, 1000)
         divisor = max(n for n in range(1, largest + 1) if config.batch_size % n == 0)
         _refuse('accumulate', config.accumulate, f'a divisor of batch_size ({config.batch_size})', f'try {divisor}')
+    if config.weight_region and not config.region_folder:
+        _refuse('region_folder', '', 'a folder of PNGs if weight_region is above 0', 'name it')
+    if config.weight_region and config.augment == 'dino':
+        _refuse('augment', 'dino', '"toco" or "standard" if weight_region is above 0')
     weights = config.weights
     if not config.local_crops: weights.pop('local')
     if not any(weights.values()):

@@ -140,7 +140,7 @@ def forward(self:TrainStep,
         counts = denominators(counts, parts)
     terms = losses(
         out, batch['tags'], weights, c.cross, c.lam, c.tau, c.similarity, c.tag_reduce, c.negatives, c.local_outside,
-        pseudo, counts=counts)
+        pseudo, counts=counts, regions=batch.get('regions'))
     seen = out.activations[0].relu(), pseudo.pixel if segment else None, out.seg.detach() if segment else None
     return {name: term.detach() for name, term in terms.items()}, total_loss(terms, weights), seen
 

@@ -21,17 +21,25 @@ def _place(side, crop):
     if side > crop: return start, 0, crop
     return 0, start, start + side
 
-def _standard_crop(image, crop, scale, long_side):
-    "Decode, resize by one factor, flip, crop or pad with grey: (3,crop,crop) uint8 and its roi"
+def _cut(picture, crop, flip, rows, columns, fill):
+    "Flip a resized picture (C,h,w), and crop or pad it to (C,crop,crop)"
+    if flip: picture = picture.flip(-1)
+    (y, y0, y1), (x, x0, x1) = rows, columns
+    canvas = picture.new_full((len(picture), crop, crop), fill)
+    canvas[:, y0:y1, x0:x1] = picture[:, y:y + y1 - y0, x:x + x1 - x0]
+    return canvas
+
+def _standard_crop(image, crop, scale, long_side, regions=None):
+    "Decode, resize by one factor, flip, crop or pad with grey: (3,crop,crop) uint8, its roi, and its regions"
     size, factor = upright_size(image), torch.empty(()).uniform_(*scale).item()
     if long_side: factor *= long_side/max(size)
     height, width = (max(1, round(side*factor)) for side in size)
     picture = TF.resize(TF.pil_to_tensor(decode(image, factor)), [height, width], antialias=True)
-    if torch.rand(()) < .5: picture = picture.flip(-1)
-    (y, y0, y1), (x, x0, x1) = _place(height, crop), _place(width, crop)
-    canvas = picture.new_full((3, crop, crop), 128)
-    canvas[:, y0:y1, x0:x1] = picture[:, y:y + y1 - y0, x:x + x1 - x0]
-    return tv_tensors.Image(canvas), (y0, y1, x0, x1)
+    place = torch.rand(()) < .5, _place(height, crop), _place(width, crop)
+    view, roi = tv_tensors.Image(_cut(picture, crop, *place, 128)), (*place[1][1:], *place[2][1:])
+    if regions is None: return view, roi, None
+    numbers = TF.resize(regions[None], [height, width], TF.InterpolationMode.NEAREST)
+    return view, roi, _cut(numbers, crop, *place, -1)[0]
 
 # %% ../nbs/data/transforms.ipynb #165e5349
 def _dino_crop(image, crop):
@@ -103,15 +111,18 @@ class TrainTransform:
             _colours(augment, jitter, blur, view) for view in ('first', 'second', 'local'))
 
     def __call__(self,
-        image:Image.Image # decoded or not yet
-    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; optionally views, local and boxes
+        image:Image.Image, # decoded or not yet
+        regions:torch.Tensor|None=None # (H,W) int64 numbers of the regions of the upright image; -1 = in none
+    )->dict: # image (3,crop,crop) float in [0,1], roi (4,) int64; optionally views, local, boxes, regions (crop,crop)
         "Augment one image"
         if self.global_views > 1: image = decode(image)                  # once, at full size, for all views
+        if self.augment == 'dino' and regions is not None: raise ValueError('augment="dino" does not cut regions')
         if self.augment == 'dino': crop, roi = _dino_crop(image, self.crop)
-        else: crop, roi = _standard_crop(image, self.crop, self.scale, self.long_side)
+        else: crop, roi, regions = _standard_crop(image, self.crop, self.scale, self.long_side, regions)
         colours = self.first
         if self.augment == 'dino' and self.global_views == 1 and torch.rand(()) < .5: colours = self.second
         item = dict(image=_apply(colours, crop), roi=torch.tensor(roi))
+        if regions is not None: item['regions'] = regions
         if self.global_views > 1:
             further = [_dino_crop(image, self.crop)[0] for _ in range(self.global_views - 1)]
             item['views'] = torch.stack([_apply(self.second, view) for view in further])
