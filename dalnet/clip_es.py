@@ -175,13 +175,13 @@ def _cams(
 )->tuple: # Grad-CAM (B,K,n) >= 0, and the last block's attention (B,1+n,1+n)
     "Run the last block and take the gradients of the score of each image's classes"
     block = self.visual.transformer.resblocks[-1]
-    features = block.ln_1(x).detach().requires_grad_()                   # before the last attention
-    tokens, weights = _block(block, x, features)
+    cls, patches = block.ln_1(x).detach().split([1, x.shape[1] - 1], 1)  # before the last attention
+    patches.requires_grad_()
+    tokens, weights = _block(block, x, torch.cat([cls, patches], 1))
     image = F.normalize(self.visual.ln_post(tokens)[:, 1:].mean(1) @ self.visual.proj, dim=-1)
     words = torch.ones(len(x), len(self.text) - self.n_classes, device=x.device)
     candidates = torch.cat([tags, words], 1) > 0
-    cams = softmax_grad_cam(features, image @ self.text.T, candidates, classes)
-    return cams[:, :, 1:], weights.detach()
+    return softmax_grad_cam(patches, image @ self.text.T, candidates, classes), weights.detach()
 
 @patch
 def forward(
