@@ -78,7 +78,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
-    **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
+    **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files step threshold'
                     .split(), RUN),
     'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
