@@ -57,6 +57,7 @@ for module in sorted((ROOT/'dalnet').glob('[a-z]*.py')):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
             PUBLIC |= dict.fromkeys(ast.literal_eval(node.value), f'dalnet.{module.stem}')
 SOURCE = {f'dalnet.{module.stem}': module.read_text() for module in (ROOT/'dalnet').glob('[a-z]*.py')}
+OPTIONS = ''.join(SOURCE[f'dalnet.{module}'] for module in ('cli', 'options', 'tables'))
 SCRIPTS = re.findall(r'\b(dalnet_\w+)=', (ROOT/'settings.ini').read_text())
 SETTING = re.compile(r'(?:(\w+): )?([a-z_0-9]+)=(\S.*)')
 
@@ -98,7 +99,7 @@ def check_command(words):
     assert words.startswith('--') or words.split()[0] in SCRIPTS, words
     for option in re.findall(r'--([a-z-]+)', words):
         known = option.replace('-', '_') in TrainConfig.__dataclass_fields__
-        assert known or f"'--{option}'" in SOURCE['dalnet.cli'] + SOURCE['dalnet.options'], words
+        assert known or f"'--{option}'" in OPTIONS, words
 
 
 def check_code(words):
