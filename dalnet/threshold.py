@@ -48,6 +48,7 @@ def agreement(
         sweep.update(found[kind], present, class_labels(label, classes), classes)
     return sweep.miou()
 
+# %% ../nbs/use/threshold.ipynb #e2a7c109
 def choose_threshold(
     model:nn.Module, # the network
     config:TrainConfig, # of the run: data, `high`, `low`, `flip_merge`, `map_source`
