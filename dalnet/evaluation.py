@@ -93,7 +93,7 @@ def evaluate_cams(
     dataset:torch.utils.data.Dataset, # of image (3,H,W), tags and mask (H0,W0); e.g. VOCDataset(..., masks=True)
     scales:tuple=(1., .5, 1.5), # of the multi-scale CAMs
     flip:bool=True, # also flip each image left to right
-    fixed:float=.3, # the fixed threshold, in (0,1)
+    fixed:float=TrainConfig.cam_threshold, # the fixed threshold, in (0,1); a run's own is in its config
     thresholds:tuple=THRESHOLDS, # to find the best of, besides
     device:str='cpu', # where the model is
     merge:str='max', # how a map and that of the flip become one: "max" or "sum", see `multi_scale_cam`
@@ -216,7 +216,7 @@ def report_scores(
     flip:bool=True, # also flip each image left to right
     merge:str='max', # how a CAM and that of the flip become one: "max" or "sum"
     fuse:str='mean', # how views of the segmentation become one: "mean" or "max_logit"
-    threshold:float=.3 # at which CAMs are scored
+    threshold:float=TrainConfig.cam_threshold # at which CAMs are scored, in (0,1); a run's own is in its config
 )->dict: # "cam", "inter", "text", "both" and "seg", those that were scored
     "Evaluate CAMs and segmentation, print the table and write it as JSON"
     start = time.perf_counter()

@@ -18,6 +18,7 @@ from .maps import infer_scale, label_at, limit_to_tags, predict_maps
 from .masks import object_mask
 from .model import DALNet
 from .refine import PAR, refine_labels
+from .settings import TrainConfig
 
 # %% ../nbs/use/figures.ipynb #ed5d3f5b
 _TITLE = dict(fontsize=10)
@@ -76,6 +77,27 @@ def _grid(items, columns, width, lines):
             row[1] = None
     return fig, rows
 
+def _show_item(ax, item, names):
+    "Draw an image under its tags, and its ground truth if it has a mask -> the image, and the axes that are left"
+    show_map(ax[0], item['image'].cpu(), title=_tag_names(names, item['tags']))
+    if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
+    return item['image'].cpu(), ax[2:]
+
+# %% ../nbs/use/figures.ipynb #e2a7c103
+def _cam_figure(models, items, columns, width, scales, flip, max_tags, merge):
+    "Draw image and truth -> figure, and for each tag: other axes, image, class name, `_cam_rows` of each network"
+    found = [[(item, *row) for item in items for row in _cam_rows(model.eval(), item, scales, flip, max_tags, merge)]
+             for model in models]
+    if not found[0]:
+        raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
+    fig, axes = _grid([item for item, *_ in found[0]], columns, width, lines=2)
+    rows, names = [], models[0].names
+    for ax, same_tag in zip(axes, zip(*found)):
+        item, c, *_ = same_tag[0]
+        image, panels = _show_item(ax, item, names)
+        rows.append((panels, image, names[c], [maps for _, _, *maps in same_tag]))
+    return fig, rows
+
 # %% ../nbs/use/figures.ipynb #bc5e3ee6
 @torch.inference_mode()
 def show_cams(
@@ -88,19 +110,12 @@ def show_cams(
     merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
 )->plt.Figure:
     "Image, ground truth, intermediate CAM, object-aware mask and final CAM for each tag, side by side"
-    model.eval()
-    rows = [(item, *row) for item in items for row in _cam_rows(model, item, scales, flip, max_tags, merge)]
-    if not rows:
-        raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
-    fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
-    for ax, (item, c, inter, mask, final) in zip(axes, rows):
-        image, name = item['image'].cpu(), model.names[c]
-        show_map(ax[0], image, title=_tag_names(model.names, item['tags']))
-        if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        show_map(ax[2], image, inter, f'{name}\nintermediate CAM')
+    fig, rows = _cam_figure([model], items, 5, width, scales, flip, max_tags, merge)
+    for ax, image, name, [(inter, mask, final)] in rows:
+        show_map(ax[0], image, inter, f'{name}\nintermediate CAM')
         shade = F.interpolate(mask[None, None], image.shape[-2:])[0]
-        show_map(ax[3], image*(.25 + .75*shade), title='object-aware\nmask')
-        show_map(ax[4], image, final, f'{name}\nfinal CAM')
+        show_map(ax[1], image*(.25 + .75*shade), title='object-aware\nmask')
+        show_map(ax[2], image, final, f'{name}\nfinal CAM')
     fig.tight_layout()
     return fig
 
@@ -116,19 +131,9 @@ def show_ablation(
     merge:str='max' # how a CAM and that of the flip become one: "max" or "sum"
 )->plt.Figure:
     "Image, ground truth and the CAM of each network, in a row for each tag (Figures 3 and 5)"
-    shown = [[(item, *row) for item in items for row in _cam_rows(model.eval(), item, scales, flip, max_tags, merge)]
-             for model in models.values()]
-    rows = list(zip(*shown))
-    if not rows:
-        raise InputError('items: none of these images has a tag, so there is no map; give images with tags')
-    names = next(iter(models.values())).names
-    fig, axes = _grid([row[0][0] for row in rows], 2 + len(models), width, lines=2)
-    for ax, row in zip(axes, rows):
-        item, c = row[0][:2]
-        show_map(ax[0], item['image'].cpu(), title=_tag_names(names, item['tags']))
-        if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        for panel, title, (*_, final) in zip(ax[2:], models, row):
-            show_map(panel, item['image'].cpu(), final, f'{names[c]}\n{title}')
+    fig, rows = _cam_figure(list(models.values()), items, 2 + len(models), width, scales, flip, max_tags, merge)
+    for ax, image, name, maps in rows:
+        for panel, title, (*_, final) in zip(ax, models, maps): show_map(panel, image, final, f'{name}\n{title}')
     fig.tight_layout()
     return fig
 
@@ -157,14 +162,13 @@ def show_similarity(
         raise InputError('items: none of these images has a tag to compare with; give images with tags')
     fig, axes = _grid([item for item, *_ in rows], 5, width, lines=2)
     for ax, (item, c, cosines) in zip(axes, rows):
-        image, nearest = item['image'].cpu(), cosines.roll(1, 0).argmax(0)              # 0 is the background
-        show_map(ax[0], image, title=_tag_names(model.names, item['tags']))
-        if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
-        for panel, k, word in ((ax[2], c, model.names[c]), (ax[3], -1, 'background')):
+        image, panels = _show_item(ax, item, model.names)
+        nearest = cosines.roll(1, 0).argmax(0)                           # 0 is the background
+        for panel, k, word in zip(panels, (c, -1), (model.names[c], 'background')):
             low, high = cosines[k].min().item(), cosines[k].max().item()
             heat = (cosines[k] - low)/max(high - low, 1e-6)
             show_map(panel, image, heat, f'"{word}"\ncos {low:.2f} to {high:.2f}')
-        show_mask(ax[4], nearest, 'nearest text')
+        show_mask(panels[-1], nearest, 'nearest text')
     fig.tight_layout()
     return fig
 
@@ -192,9 +196,9 @@ def _segmentations(model, image, tags, size, scales, flip, crf):
 def show_segmentation(
     model:DALNet, # the network
     items:list, # of a dataset: dicts with image (3,H,W), tags (C,), and mask (H0,W0) if there is one
-    threshold:float=.3, # of the CAM's label
-    high:float=.7, # of the pseudo label: above is the class
-    low:float=.25, # of the pseudo label: at or below is background
+    threshold:float=TrainConfig.cam_threshold, # in (0,1), of the CAM's label
+    high:float=TrainConfig.high, # in [0,1], of the pseudo label: above is the class
+    low:float=TrainConfig.low, # in [0,1], of the pseudo label: at or below is background
     cam_scales:tuple=(1., .5, 1.5), # of the CAMs
     scales:tuple=(1., 1.25, 1.5), # of the segmentation
     flip:bool=True, # add flips
@@ -207,12 +211,11 @@ def show_segmentation(
     device = next(model.parameters()).device
     fig, axes = _grid(items, 7, width, lines=1)
     for ax, item in zip(axes, items):
+        _, panels = _show_item(ax, item, model.names)
         image, tags = item['image'].to(device), item['tags'].to(device)
         size = item['mask'].shape if 'mask' in item else image.shape[-2:]
-        show_map(ax[0], item['image'], title=_tag_names(model.names, item['tags']))
-        if 'mask' in item: show_mask(ax[1], item['mask'], 'ground truth')
         labels = _cam_labels(model, image, tags, cam_scales, flip, threshold, high, low, merge)
         labels |= _segmentations(model, image, tags, size, scales, flip, crf)
-        for panel, (title, label) in zip(ax[2:], labels.items()): show_mask(panel, label, title)
+        for panel, (title, label) in zip(panels, labels.items()): show_mask(panel, label, title)
     fig.tight_layout()
     return fig

@@ -155,6 +155,7 @@ def merge_scales(
     return Maps(logits.mean(0).sigmoid(), _fused(outputs, size, fuse), [each[2].sum(0) for each in outputs],
                 [each[3].mean(0) for each in outputs])
 
+# %% ../nbs/use/maps.ipynb #e2a7c104
 def predict_maps(
     model:DALNet, # in eval mode
     image:Tensor, # (3,H,W) in [0,1], on the model's device

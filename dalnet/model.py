@@ -174,6 +174,7 @@ def activations(self,
         if not text: return found
         return *found, _similarity(self._project(v_p), self.project_text(self.text_fg), v_p.shape[-2:])
 
+# %% ../nbs/method/10_model.ipynb #e2a7c105
 @patch_to(DALNet)
 @torch.no_grad()
 def infer(self,

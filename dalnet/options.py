@@ -7,7 +7,7 @@ __all__ = ['console_command', 'flag', 'numbers', 'json_object', 'crf_engine', 'a
            'parse_options', 'parse_config']
 
 # %% ../nbs/use/options.ipynb #6001b273
-import argparse, errno, json, os, signal, sys
+import argparse, errno, json, os, re, signal, sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -92,11 +92,10 @@ def add_config_options(
     "Add every field of `TrainConfig` as an option, with its docment as help"
     docs = setting_docs()
     for field in fields(TrainConfig):
-        names = dict.fromkeys((f'--{field.name}', f'--{field.name.replace("_", "-")}'))
         bare = dict(nargs='?', const=True) if field.type is bool else {}         # --skip-bad is --skip-bad true
         parser.add_argument(
-            *names, **bare, type=_TYPES.get(field.type, field.type), default=None, metavar=field.type.__name__.upper(),
-            help=(docs[field.name] or '').replace('%', '%%'))
+            f'--{field.name.replace("_", "-")}', **bare, type=_TYPES.get(field.type, field.type), default=None,
+            metavar=field.type.__name__.upper(), help=(docs[field.name] or '').replace('%', '%%'))
 
 def given_settings(
     args:argparse.Namespace # of a parser with these options
@@ -106,6 +105,10 @@ def given_settings(
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 # %% ../nbs/use/options.ipynb #4657f0dc
+def _with_hyphens(word):
+    "An option spelt with hyphens; anything else as it is"
+    return re.sub('^--[a-z_]+', lambda option: option[0].replace('_', '-'), word)
+
 def parse_options(
     argv:list|None, # arguments; None = sys.argv
     description:str, # of the command
@@ -114,7 +117,8 @@ def parse_options(
     "Read the options of a command"
     parser = argparse.ArgumentParser(description=description)
     add(parser)
-    return parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    return parser.parse_args([_with_hyphens(word) for word in words])
 
 # %% ../nbs/use/options.ipynb #ad01e146
 def parse_config(
@@ -124,13 +128,13 @@ def parse_config(
     more:Callable|None=None # parser -> adds a command's own options
 )->tuple[TrainConfig,argparse.Namespace]:
     "Read a preset and the options that override its values"
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--preset', choices=sorted(PRESETS), help=f'named settings to start from ({default})')
-    parser.add_argument('--config', metavar='FILE', help=(
-        'TOML file of settings to start from; options replace its values'))
-    if more: more(parser)
-    add_config_options(parser)
-    args = parser.parse_args(argv)
+    def add(parser):
+        parser.add_argument('--preset', choices=sorted(PRESETS), help=f'named settings to start from ({default})')
+        parser.add_argument('--config', metavar='FILE', help=(
+            'TOML file of settings to start from; options replace its values'))
+        if more: more(parser)
+        add_config_options(parser)
+    args = parse_options(argv, description, add)
     start = PRESETS[args.preset or default]
     if args.config: start = read_config(args.config, start)
     return config_from(given_settings(args), base=start), args

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from .build import open_data
 from .cam import class_labels
+from .core import InputError
 from .metrics import ThresholdSweep
 from .maps import all_tagged_maps
 from .refine import PAR, refine_labels
@@ -17,11 +18,19 @@ from .settings import TrainConfig
 from .transforms import EvalTransform
 
 # %% ../nbs/use/threshold.ipynb #98dcc86a
+def _training_images(config):
+    "The images and tags of a run, without augmentation"
+    try: return open_data(config, EvalTransform(config.long_side))
+    except InputError as error:
+        raise InputError(
+            f'cam_threshold 0 is chosen on the training images, which cannot be opened ({error}); '
+            'restore them, or give a threshold above 0 (--cam-threshold 0.5)') from None
+
 @torch.inference_mode()
 def agreement(
     model:nn.Module, # the network
     config:TrainConfig, # of the run: data, `high`, `low`, `flip_merge`, `map_source`
-    dataset:torch.utils.data.Dataset|None=None, # image (3,H,W) and tags; None = the run's training images
+    dataset:torch.utils.data.Dataset|None=None, # image (3,H,W) and tags (C,); None = the run's training images
     scales:tuple=(1., .5, 1.5), # of the CAMs
     flip:bool=True, # also flip each image left to right
     images:int=100, # how many to look at, evenly spaced
@@ -29,7 +38,7 @@ def agreement(
 )->dict[float,float]: # threshold -> mIoU in [0,1]
     "Compare CAMs at every threshold with the refined pseudo labels of training images"
     model.eval()
-    if dataset is None: dataset = open_data(config, EvalTransform(config.long_side))
+    if dataset is None: dataset = _training_images(config)
     sweep, par = ThresholdSweep(len(dataset.classes) + 1), PAR().to(device)
     kind = 'cam' if config.map_source == 'classifier' else config.map_source
     for i in range(0, len(dataset), max(1, len(dataset)//images)):
@@ -39,10 +48,16 @@ def agreement(
         sweep.update(found[kind], present, class_labels(label, classes), classes)
     return sweep.miou()
 
+# %% ../nbs/use/threshold.ipynb #e2a7c109
 def choose_threshold(
-    *args, # as for `agreement`
-    **options # as for `agreement`
-)->float: # one of `THRESHOLDS`
+    model:nn.Module, # the network
+    config:TrainConfig, # of the run: data, `high`, `low`, `flip_merge`, `map_source`
+    dataset:torch.utils.data.Dataset|None=None, # image (3,H,W) and tags (C,); None = the run's training images
+    scales:tuple=(1., .5, 1.5), # of the CAMs
+    flip:bool=True, # also flip each image left to right
+    images:int=100, # how many to look at, evenly spaced
+    device:str='cpu' # where the model is
+)->float: # one of `THRESHOLDS`, in (0,1)
     "Choose the threshold of CAMs without masks"
-    found = agreement(*args, **options)
+    found = agreement(model, config, dataset, scales, flip, images, device)
     return max(found, key=found.get)

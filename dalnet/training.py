@@ -170,6 +170,10 @@ def _open_log(config, accelerator, start, state, batches):
     if not is_main(): return nullcontext()
     return Log(config.out, config.iterations, config.log_every, start, state.get('log'), batches, accelerator.log)
 
+def _measured(log, iteration, model):
+    "The geometry of the text, at iterations that write a line of the log"
+    return text_geometry(model) if log.is_due(iteration) else {}
+
 def _leave(iteration, last, number):
     "Stop after a signal, once the checkpoint is written"
     with suppress(RuntimeError): barrier()                               # another rank may have exited already
@@ -201,10 +205,9 @@ def train(
             torch.manual_seed(seed_from(config.seed, iteration, rank(), 1))
             batch = to_device(batch, accelerator.device)
             values, seen = take_step(accelerator, step, optimizer, batch, phase_at(config, iteration), config)
-            if iteration % config.log_every == 0: values |= text_geometry(saver.model)
             if check(values, iteration, batch['name']):
                 optimizer.step()
-                if is_main(): log(iteration, values, lr, bar)
+                if is_main(): log(iteration, values | _measured(log, iteration, saver.model), lr, bar)
             elif accelerator.scaler: accelerator.scaler.update()         # fp16: forget this step's gradients
             _show(config, accelerator, iteration, batch, seen)
             if score: saver.rate(iteration, score)

@@ -260,8 +260,9 @@ def voc_report(
     for split in VOC_SIZES:
         try: names = read_split(root, split, sbd)
         except InputError as error:
-            lines.append(f'{split:<10} not there')
-            if split in ('train', 'val'): missing.append(str(error))
+            broken = _list_of(root, split).is_file()
+            if broken: missing.append(str(error))
+            lines.append(f'{split:<10} {"broken" if broken else "not there"} (VOC 2012: {VOC_SIZES[split]:,} images)')
             continue
         lines.append(_split_line(root, split, names, pictures, annotations, masks))
         missing += _gone_lines(split, names, pictures, masks)

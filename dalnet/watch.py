@@ -84,6 +84,13 @@ class Log:
 
 # %% ../nbs/train/watch.ipynb #41efd2a8
 @patch
+def is_due(self:Log,
+    iteration:int # from 1
+)->bool:
+    "Whether this iteration writes a line"
+    return iteration % self.every == 0 or iteration == self.total
+
+@patch
 def __call__(self:Log,
     iteration:int, # from 1
     values:dict, # name -> float
@@ -98,7 +105,7 @@ def __call__(self:Log,
     if hasattr(bar, 'set_postfix_str'):
         self.bar = bar
         bar.set_postfix_str(text, refresh=False)
-    if iteration % self.every and iteration != self.total: return
+    if not self.is_due(iteration): return
     seconds = self._write(iteration, means, lr)
     if self.bar is not None: return
     left = (seconds - self.seconds)/(iteration - self.first)*(self.total - iteration)
