@@ -50,8 +50,9 @@ def build_model(
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'setting encoder_options: "{config.encoder}" cannot be built with {config.encoder_options} '
                          f'({first_line(error)}); correct them') from None
-    if not config.train_positions and config.pretrained != 'none' and not config.encoder.startswith('hybrid:'):
-        encoder.vit.pos_embed.requires_grad_(False)
+    positions = encoder.vit.pos_embed                                   # None if they are rotary
+    fixed = not config.train_positions and config.pretrained != 'none' and not encoder.is_hybrid
+    if fixed and positions is not None: positions.requires_grad_(False)
     return DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation,
                   config.text_projection)
 

@@ -141,6 +141,17 @@ def differences(
     decisive = [setting.name for setting in fields(TrainConfig) if setting.name not in FREE]
     return [name for name in decisive if getattr(a, name) != getattr(b, name)]
 
+# %% ../nbs/train/config.ipynb #e5a10c02
+def _with_encoder(name, encoder, **changes):
+    "`voc_vit_b` with another encoder"
+    return replace(PRESETS['voc_vit_b'], encoder=encoder, out=f'runs/{name}', **changes)
+
+PRESETS |= dict(
+    voc_dinov2=_with_encoder('voc_dinov2', 'vit_base_patch14_reg4_dinov2.lvd142m', local_size=98),
+    voc_dinov3=_with_encoder('voc_dinov3', 'vit_base_patch16_dinov3.lvd1689m'),
+    voc_eva02=_with_encoder('voc_eva02', 'eva02_base_patch14_448.mim_in22k_ft_in22k_in1k', local_size=98),
+    voc_clip=_with_encoder('voc_clip', 'vit_base_patch16_clip_quickgelu_224.openai'))
+
 # %% ../nbs/train/config.ipynb #666f8cd1
 def _nearest(name, known, docs):
     "The setting that a name probably means: similar spelling, or a description that mentions it"

@@ -16,8 +16,9 @@ import timm, torch
 import torch.nn.functional as F
 from fastcore.basics import patch_to
 from timm.layers import HybridEmbed, freeze_batch_norm_2d, resample_abs_pos_embed
-from timm.models import load_state_dict
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import eva, load_state_dict, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .core import InputError, first_line
@@ -108,10 +109,10 @@ def _check_name(name):
 def _check_plain(name):
     "Raise an `InputError` if a timm model is not a plain vision transformer"
     module = timm.model_entrypoint(name.split('.')[0]).__module__.split('.')[-1]
-    if module not in ('vision_transformer', 'deit'):
+    if module not in ('vision_transformer', 'deit', 'eva'):
         raise InputError(
             f'encoder "{name}": not one of timm\'s plain vision transformers; '
-            f'choose a vit_* or deit_* model, or "hybrid:{name}" for a CNN')
+            f'choose a vit_*, deit_* or eva02_* model, or "hybrid:{name}" for a CNN')
 
 # %% ../nbs/method/06_encoder.ipynb #920ba23a
 def _create(name, from_hub, **options):
@@ -130,16 +131,21 @@ def _create(name, from_hub, **options):
                 'or "none" for random weights') from None
 
 # %% ../nbs/method/06_encoder.ipynb #1ceb5c16
+def _fitted(state, model):
+    "Weights as timm fits them to a transformer, e.g. with position embeddings of another size"
+    if isinstance(model, VisionTransformer): fit = vision_transformer.checkpoint_filter_fn
+    elif isinstance(model, Eva): fit = eva.checkpoint_filter_fn
+    else: return state
+    return fit(state, model, interpolation='bilinear', antialias=False)
+
 def _fill(model, name, source):
     "Load the weights of a file into a network"
     path = find_weights(source)
     state = read_weights(path)
-    if isinstance(model, VisionTransformer):
-        try:
-            state = checkpoint_filter_fn(state, model, interpolation='bilinear', antialias=False)
-        except Exception as e:
-            raise InputError(
-                f'{path}: weights of another architecture ({first_line(e)}); give weights of {name}') from None
+    try: state = _fitted(state, model)
+    except Exception as e:
+        raise InputError(
+            f'{path}: weights of another architecture ({first_line(e)}); give weights of {name}') from None
     with torch.device('meta'): full = timm.create_model(name).state_dict()     # with the ImageNet head, as in a file
     _load_into(model, _rename_in_order(state, full), path)
 
@@ -155,9 +161,10 @@ def _build_vit(name, pretrained, **options):
     _check_name(name)
     _check_plain(name)
     vit = _build(name, pretrained, dynamic_img_size=True, **options)
-    if not isinstance(vit, VisionTransformer):
+    if not isinstance(vit, (VisionTransformer, Eva)):
         raise InputError(
-            f'encoder "{name}": a {type(vit).__name__}, not a timm VisionTransformer; choose a vit_* or deit_* model')
+            f'encoder "{name}": a {type(vit).__name__}, not a timm VisionTransformer or Eva; '
+            'choose a vit_*, deit_* or eva02_* model')
     return vit
 
 # %% ../nbs/method/06_encoder.ipynb #97f332c9
@@ -249,6 +256,13 @@ def _positions(vit, grid):
     return resample_abs_pos_embed(vit.pos_embed, grid, vit.patch_embed.grid_size, special,
                                   interpolation='bilinear', antialias=False)
 
+def _rotations(vit, grid):
+    "Arguments of each block: the rotary embedding of a grid, if the network has any"
+    if getattr(vit, 'rope', None) is None: return [{}]*len(vit.blocks)
+    rotation = vit.rope.get_embed(shape=grid)                           # of all blocks, or with `rope_mixed` of each
+    if vit.rope_mixed: return [dict(rope=own) for own in rotation]
+    return [dict(rope=rotation)]*len(vit.blocks)
+
 # %% ../nbs/method/06_encoder.ipynb #4f827e4d
 @patch_to(Encoder)
 def _embed(self, image):
@@ -285,10 +299,10 @@ def forward(self,
     x, grid = self._tokens(image)                                       # (B,P+hw,D)
     x = inter = self.vit.norm_pre(x)
     recompute = self.grad_checkpointing and torch.is_grad_enabled()
-    for number, block in enumerate(self.vit.blocks, 1):
-        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    for number, (block, rotary) in enumerate(zip(self.vit.blocks, _rotations(self.vit, grid)), 1):
+        x = checkpoint(block, x, use_reentrant=False, **rotary) if recompute else block(x, **rotary)
         if number == len(self.vit.blocks) - 2: inter = x
-    x = self.vit.norm(x)
+    x = self.vit.fc_norm(self.vit.norm(x))                              # one of the two does nothing
     special = self.vit.num_prefix_tokens                                # P
     cls = x[:, 0] if special else x.mean(1)
     return Features(cls, _as_map(x[:, special:], grid), _as_map(inter[:, special:], grid))
