@@ -67,6 +67,7 @@ PRESETS['voc_mini'] = TrainConfig(
     weight_im=.2,
     weight_seg=1.,
     seg_start=400,
+    map_source='both',
     pseudo_scales=(1.,),
     pseudo_flip=False,
     high=.3,
@@ -86,6 +87,7 @@ PRESETS['voc_mini_cam'] = replace(
     iterations=800,
     weight_seg=0.,
     weight_reg=0.,
+    map_source='classifier',
     show_at=(),
     out='runs/voc_mini_cam')
 
