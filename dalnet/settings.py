@@ -51,10 +51,13 @@ class _NetworkSettings(_DataSettings):
     seg_dilation:int = 5           # dilation of its 3x3 convolutions
 
 # %% ../nbs/train/settings.ipynb #a30528d1
+_TERMS = dict(dalnet='cls inter im ex ptc seg reg local', toco='cls inter ptc seg reg ctc',
+              vit='cls seg reg', cnn='cls seg reg') # method -> the terms of its loss
+
 @dataclass
 class _LossSettings(_NetworkSettings):
     "Losses and pseudo labels"
-    # weights of the losses
+    method:str = 'dalnet'          # "dalnet", or a rival: "toco", or classification alone on the "vit" or the "cnn"
     weight_cls:float = 1.          # weight of L_cls
     weight_inter:float = 1.        # weight of L_inter
     weight_im:float = 1.           # weight of GIA, lambda_i
@@ -63,10 +66,13 @@ class _LossSettings(_NetworkSettings):
     weight_seg:float = .1          # weight of L_seg as in ToCo; Eq. 8 says 1
     weight_reg:float = .05         # weight of L_reg as in ToCo; Eq. 8 says 1
     weight_local:float = 1.        # weight of the loss of local views, if there are any
+    weight_ctc:float = .5          # weight of ToCo's class token contrast
+    ctc_temperature:float = .5     # its temperature; ToCo's for COCO is 1
+    ctc_momentum:float = .9        # share that the teacher's projection head keeps of itself in each step
 
     # pseudo labels
     seg_start:int = 2000           # iterations before L_seg and L_reg join
-    ptc_start:int = 0              # iterations before L_ptc joins
+    ptc_start:int = 0              # iterations before L_ptc joins, and ToCo's class token contrast
     map_source:str = 'classifier'  # label pixels by the "classifier" (Eq. 1), the cosines with the "text", or "both"
     pseudo_source:str = 'final'    # label pixels by the "final" CAM, or by the "inter" one until pseudo_switch
     pseudo_switch:int = 0          # iteration after which "inter" gives way to map_source
@@ -86,17 +92,18 @@ class _LossSettings(_NetworkSettings):
 
     @property
     def weights(self):
-        "The weights of Eq. 7 and 8 by the names of their terms"
+        "The weights of the losses by the names of their terms, 0 for those that the method does not have"
         names = [setting.name for setting in fields(_LossSettings) if setting.name.startswith('weight_')]
-        return {name.removeprefix('weight_'): getattr(self, name) for name in names}
+        weights, terms = {name.removeprefix('weight_'): getattr(self, name) for name in names}, _TERMS[self.method]
+        return {name: weight if name in terms.split() else 0. for name, weight in weights.items()}
 
 # %% ../nbs/train/settings.ipynb #030d22ee
 @dataclass
 class _CropSettings(_LossSettings):
     "Augmentation"
     augment:str = 'toco'           # "toco", "dino", or "standard" (rescale, crop, jitter)
-    global_views:int = 2           # global views of each image (multi-crop); those after the first only teach GIA
-    local_crops:int = 8            # local views of each image (multi-crop); 0 = none
+    global_views:int = 2           # global views of each image (multi-crop); after the first, for GIA or ToCo only
+    local_crops:int = 8            # local views of each image (multi-crop), or crops of ToCo's; 0 = none
     local_size:int = 96            # side of a local view, pixels
     local_outside:str = 'ignore'   # local views off the objects: "ignore" them, or pull them to the "background"
     crop:int = 448                 # side of the training crop, pixels
@@ -209,11 +216,11 @@ _AT_LEAST = {
     1: """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every log_every keep
           accumulate timeout""",
     0: """warmup seed long_side seg_start ptc_start pseudo_switch local_crops score_every show_every
-          weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local
+          weight_cls weight_inter weight_im weight_ex weight_ptc weight_seg weight_reg weight_local weight_ctc
           lam weight_decay warmup_lr""",
     -1: 'workers'}
-_ABOVE_ZERO = 'lr tau scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
-_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1)
+_ABOVE_ZERO = 'lr tau ctc_temperature scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
+_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1, ctc_momentum=1)
 
 def _check_numbers(config):
     "Reject numbers outside their range"
@@ -231,12 +238,11 @@ def _check_numbers(config):
         _refuse('show_at', config.show_at, 'a list of whole numbers of at least 1')
 
 # %% ../nbs/train/settings.ipynb #78db589d
-_CHOICES = dict(text_projection=('clip', 'learnt'), pool=('features', 'maps', 'average'), similarity=('map', 'clamp'),
-                tag_reduce=('sum', 'mean'), negatives=('background', 'classes'), flip_merge=('max', 'sum'),
-                map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
-                augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'),
-                fuse=('mean', 'max_logit'),
-                precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
+_CHOICES = dict(method=tuple(_TERMS), text_projection=('clip', 'learnt'), pool=('features', 'maps', 'average'),
+                similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), negatives=('background', 'classes'),
+                flip_merge=('max', 'sum'), map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
+                augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'), nan=('stop', 'skip'),
+                fuse=('mean', 'max_logit'), precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
 
 def _check_words(config):
@@ -251,7 +257,7 @@ def _check_words(config):
 
 # %% ../nbs/train/settings.ipynb #e4813fce
 def _check_pairs(config):
-    "Reject numbers that contradict each other"
+    "Reject settings that contradict each other"
     if config.scale_min > config.scale_max:
         _refuse('scale_max', config.scale_max, f'at least scale_min ({config.scale_min})',
                 'raise it or lower scale_min')
@@ -265,7 +271,13 @@ def _check_pairs(config):
         largest = min(config.accumulate, config.batch_size, 1000)
         divisor = max(n for n in range(1, largest + 1) if config.batch_size % n == 0)
         _refuse('accumulate', config.accumulate, f'a divisor of batch_size ({config.batch_size})', f'try {divisor}')
+    if config.method == 'cnn' and not config.encoder.startswith('hybrid:'):
+        _refuse('encoder', config.encoder, '"hybrid:" and a timm CNN for method "cnn"', 'try hybrid:resnet50')
+    if config.method != 'dalnet' and config.map_source != 'classifier':
+        _refuse('map_source', config.map_source, f'"classifier" for method "{config.method}", which ignores the text')
     weights = config.weights
+    if weights['ctc'] and not config.local_crops:
+        _refuse('local_crops', 0, 'at least 1 for method "toco"', 'try 8')
     if not config.local_crops: weights.pop('local')
     if not any(weights.values()):
         raise InputError('settings weight_cls, weight_inter, ...: all are 0, so there is nothing to learn; raise one')
