@@ -63,13 +63,19 @@ class ContrastHead(nn.Module):
         out:int=1024 # K
     ):
         super().__init__()
-        layers = [nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)]
-        self.layers, self.directions = nn.Sequential(*layers), nn.Linear(bottleneck, out, bias=False)
-        for layer in layers[::2]:
+        linear = nn.Linear(dim, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)
+        for layer in linear:
             nn.init.trunc_normal_(layer.weight, std=.02)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.Sequential(linear[0], nn.GELU(), linear[1], nn.GELU(), linear[2])
+        self.directions = nn.Linear(bottleneck, out, bias=False)
 
-    def forward(self, token): return F.linear(F.normalize(self.layers(token), dim=-1), F.normalize(self.directions.weight))
+    def forward(self,
+        token:Tensor # (...,D)
+    )->Tensor: # (...,K) in [-1,1]
+        "Project class tokens"
+        projected = F.normalize(self.layers(token), dim=-1)                 # (...,bottleneck)
+        return F.linear(projected, F.normalize(self.directions.weight))
 
 # %% ../nbs/method/09_contrast.ipynb #b3787be7
 def ctc_loss(

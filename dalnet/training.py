@@ -204,6 +204,7 @@ def train(
             if iteration % config.log_every == 0: values |= text_geometry(saver.model)
             if check(values, iteration, batch['name']):
                 optimizer.step()
+                if saver.model.contrast is not None: saver.model.contrast.follow()
                 if is_main(): log(iteration, values, lr, bar)
             elif accelerator.scaler: accelerator.scaler.update()         # fp16: forget this step's gradients
             _show(config, accelerator, iteration, batch, seen)
