@@ -8,6 +8,7 @@ __all__ = ['build_text', 'build_model', 'param_groups', 'open_data', 'training_d
 # %% ../nbs/train/build.ipynb #9a51213c
 from collections.abc import Callable
 from pathlib import Path
+from .contrast import ClassContrast
 from .core import InputError, first_line
 from .data import dataset_kind, open_dataset
 from .dataset import ImageDataset
@@ -53,8 +54,14 @@ def build_model(
     positions = encoder.vit.pos_embed                                   # None if they are rotary
     fixed = not config.train_positions and config.pretrained != 'none' and not encoder.is_hybrid
     if fixed and positions is not None: positions.requires_grad_(False)
-    return DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation,
-                  config.text_projection)
+    model = DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation,
+                   config.text_projection)
+    if config.method == 'toco':
+        if getattr(encoder.vit, 'cls_token', None) is None:
+            raise InputError(f'setting method: "toco" contrasts class tokens, and the encoder "{config.encoder}" with '
+                             f'{config.encoder_options} has none; choose another method or encoder')
+        model.contrast = ClassContrast(encoder.dim, config.ctc_temperature, config.ctc_momentum)
+    return model
 
 # %% ../nbs/train/build.ipynb #db57d46f
 def _lr_ratio(name, config):
@@ -112,9 +119,11 @@ def training_data(
     config:TrainConfig # data and augmentation settings
 )->ImageDataset:
     "Open the training images with their augmentation, and check them"
+    local = config.local_crops if config.method == 'dalnet' else 0          # ToCo's crops are cut in the step
+    views = config.global_views if config.method in ('dalnet', 'toco') else 1
     transform = TrainTransform(
         config.crop, (config.scale_min, config.scale_max), config.long_side or None,
-        config.jitter, config.blur, config.augment, config.local_crops, config.local_size, config.global_views)
+        config.jitter, config.blur, config.augment, local, config.local_size, views)
     dataset = open_data(config, transform)
     if config.weight_region: dataset.regions = _regions(config.region_folder, dataset.names)
     if config.decoded_cache:

@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 import tomlkit
 from .core import InputError, first_line, write_whole
-from .settings import TrainConfig, setting_docs, shown
+from .settings import TrainConfig, setting_docs
+from .values import shown
 
 # %% ../nbs/train/config.ipynb #95be29db
 try:

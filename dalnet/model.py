@@ -58,6 +58,7 @@ class DALNetOutput:
     views:Tensor|None=None # (B,V,d) projected class tokens of further global views, if there are any
     local:Tensor|None=None # (B,L,d) projected class tokens of local views, if there are any
     inside:Tensor|None=None # (B,L) share of each local view that lies inside the mask
+    token:Tensor|None=None # (B,D) class token before its projection
 
 # %% ../nbs/method/10_model.ipynb #c0332a02
 class DALNet(nn.Module):
@@ -85,6 +86,7 @@ class DALNet(nn.Module):
         self.project_image = nn.Linear(D, width, bias=False)
         self.project_text = nn.ZeroPad1d((0, width - T))
         if text_projection == 'learnt': self.project_text = nn.Linear(T, width, bias=False)
+        self.contrast = None                                            # `ClassContrast` of the rival ToCo
         self.register_buffer('text_fg', text.fg.clone())                # (C,T)
         self.register_buffer('text_bg', text.bg.clone())                # (1,T)
         self.seg_head = SegHead(D, C + 1, seg_width, seg_dilation)
@@ -126,7 +128,7 @@ def forward(self,
     boxes:Tensor|None=None # (B,L,4) rows (y0,y1,x0,x1), the position of each local view in its image
 )->DALNetOutput:
     "Run one training pass, in the order of Figure 2"
-    v_cls, v_p, F_inter = self.encoder(image)                           # (B,D), (B,D,h,w), (B,D,h,w)
+    token, v_p, F_inter = self.encoder(image)                           # (B,D), (B,D,h,w), (B,D,h,w)
     size, grid = image.shape[-2:], v_p.shape[-2:]                       # (H,W), (h,w)
     A, A_inter = self._activations(v_p, F_inter)                        # (B,C,h,w) each, without gradient
     real = real_patches(roi, size, grid)                               # (B,1,h,w), zero on padding
@@ -135,7 +137,7 @@ def forward(self,
     v_fg, v_bg = split_foreground(v_p, M_obj, real)                     # (B,D,h,w) each, Eq. 2
     logits = pool_logits(v_p, self.head, self.pool)                     # (B,C)
     inter_logits = pool_logits(F_inter, self.inter_head, self.pool)     # (B,C)
-    v_cls = self.project_image(v_cls)                                   # (B,d)
+    v_cls = self.project_image(token)                                   # (B,d)
     v_fg, v_bg = self._project(v_fg), self._project(v_bg)               # (B,hw,d) each
     t_fg, t_bg = self.project_text(self.text_fg), self.project_text(self.text_bg)      # (C,d), (1,d)
     S = _similarity(v_fg + v_bg, t_fg, grid)                            # (B,C,h,w), without gradient
@@ -144,7 +146,7 @@ def forward(self,
     return DALNetOutput(
         logits=logits, inter_logits=inter_logits, patch=v_p, activations=(A, A_inter), similarity=S,
         inter_cam=inter_cam, mask=M_obj, cls=v_cls, patch_fg=v_fg, patch_bg=v_bg, text_fg=t_fg, text_bg=t_bg, seg=seg,
-        views=self._project_views(views), local=self._project_views(local), inside=inside)
+        views=self._project_views(views), local=self._project_views(local), inside=inside, token=token)
 
 # %% ../nbs/method/10_model.ipynb #0fc6e063
 class Inference(NamedTuple):
@@ -192,7 +194,7 @@ def infer(self,
 # %% ../nbs/method/10_model.ipynb #6003880d
 WEIGHTS = dict(cls=1., inter=1., im=1., ex=1., ptc=.2, # Eq. 7: 1, 1, lambda_i, lambda_e, lambda_p
                seg=.1, reg=.05, # Eq. 8, with ToCo's weights
-               local=1., region=0.)
+               local=1., region=0., ctc=.5)
 
 def _full_precision(out):
     "The output with every tensor in float32 or better"

@@ -67,6 +67,7 @@ class PseudoLabels:
     roi:Tensor|None      # (B,4) rows (y0,y1,x0,x1)
     patch:Tensor         # (B,h,w) int64 from the intermediate CAM
     pixel:Tensor|None    # (B,H,W) int64 from the map of `source`, refined; None before the segmentation starts
+    strongest:Tensor|None=None # (B,H,W) in [0,1], strongest intermediate CAM of the tagged classes, if asked for
 
 # %% ../nbs/method/09_pseudo.ipynb #51ea73d2
 @torch.no_grad()
@@ -82,12 +83,14 @@ def pseudo_labels(
     high:float=.7, # above: the class
     low:float=.25, # at or below: background
     merge:str='max', # how maps of an image and of its flip become one, see `multi_scale_cam`
-    source:str='classifier' # which map labels pixels, see `choose_map`
+    source:str='classifier', # which map labels pixels, see `choose_map`
+    keep_strongest:bool=False # also return the strongest intermediate CAM, from which ToCo cuts crops
 )->PseudoLabels:
     "Label patches by the intermediate CAM, and pixels by that of `source`, among the tagged classes"
     classes, present = tagged_classes(tags)                                               # (B,K) each
     with torch.inference_mode():                                                          # (B,K,H,W) each
         final, inter = tagged_maps(model, image, classes, scales, flip, merge, source, activations)
+    strongest = (inter*present[:, :, None, None]).amax(1) if keep_strongest else None     # (B,H,W)
     grid = activations[1].shape[-2:]                                                      # (h,w)
     box = None if roi is None else on_grid(roi, image.shape[-2:], grid)
     image = 255*image.nan_to_num()                                      # non-finite values show up in the losses
@@ -95,4 +98,4 @@ def pseudo_labels(
         inter = F.interpolate(inter, grid, mode='bilinear', align_corners=False)          # (B,K,h,w)
         patch = class_labels(cam_to_label(inter, present, high, low, box), classes)
         pixel = refine_labels(par, image, final, present, high, low, roi) if par else None
-    return PseudoLabels(image, roi, patch, class_labels(pixel, classes) if par else None)
+    return PseudoLabels(image, roi, patch, class_labels(pixel, classes) if par else None, strongest)

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from torch import nn
 from .build import build_model, param_groups
 from .checkpoint import Checkpoint
+from .contrast import certainty, crop_flags, cut, draw_corners
 from .settings import TrainConfig
 from .core import InputError, first_line
 from .model import DALNet, denominators, label_counts, losses, total_loss
@@ -77,7 +78,7 @@ def trains_segmentation(
 class Phase(NamedTuple):
     "What an iteration trains besides classification and alignment"
     segment:bool         # L_seg and L_reg
-    contrast:bool=True   # L_ptc
+    contrast:bool=True   # L_ptc, and ToCo's L_ctc
     source:str='classifier' # the map that labels pixels, see `choose_map`
 
 def phase_at(
@@ -85,9 +86,11 @@ def phase_at(
     iteration:int # from 1
 )->Phase:
     "Look up what an iteration trains"
-    early = config.pseudo_source == 'inter' and iteration <= config.pseudo_switch
-    return Phase(iteration > config.seg_start and trains_segmentation(config),
-                 iteration > config.ptc_start and config.weight_ptc > 0, 'inter' if early else config.map_source)
+    weights = config.weights
+    early = weights['inter'] > 0 and config.pseudo_source == 'inter' and iteration <= config.pseudo_switch
+    contrast = iteration > config.ptc_start and weights['ptc'] + weights['ctc'] > 0
+    return Phase(iteration > config.seg_start and trains_segmentation(config), contrast,
+                 'inter' if early else config.map_source)
 
 # %% ../nbs/train/step.ipynb #e2a8a473
 def _is_noisy(model):
@@ -114,9 +117,24 @@ class TrainStep(nn.Module):
             activations = self.model.activations(batch['image'], text=phase.source in ('text', 'both'))
         pseudo = pseudo_labels(
             self.model, activations, batch['image'], batch['tags'], batch['roi'], par, c.pseudo_scales, c.pseudo_flip,
-            c.high, c.low, c.flip_merge, phase.source)
+            c.high, c.low, c.flip_merge, phase.source, phase.contrast and c.weights['ctc'] > 0)
         if self.noisy: self.model.train(self.training)
         return pseudo
+
+# %% ../nbs/train/step.ipynb #c7a1e0b2
+@patch
+def _class_contrast(self:TrainStep, batch, token, pseudo):
+    "ToCo's L_ctc of the images' class tokens (B,D) with those of further views and of crops from uncertain regions"
+    c, encoder = self.config, self.model.encoder
+    level = certainty(pseudo.strongest, c.high, c.low)                   # (B,H,W)
+    corners = draw_corners(level, c.local_crops, c.local_size)           # (B,n,2)
+    crops = cut(batch['image'], corners, c.local_size)                   # (B,n,3,s,s)
+    whole = token[:, None]
+    if 'views' in batch:
+        views = encoder(batch['views'].flatten(0, 1)).cls.unflatten(0, batch['views'].shape[:2])
+        whole = torch.cat([whole, views], 1)                             # (B,G,D)
+    tokens = encoder(crops.flatten(0, 1)).cls.unflatten(0, crops.shape[:2])
+    return self.model.contrast(whole, tokens, crop_flags(level, corners, c.local_size))
 
 # %% ../nbs/train/step.ipynb #5695add3
 @patch
@@ -129,8 +147,8 @@ def forward(self:TrainStep,
 )->tuple: # terms by name, detached; the loss; and activations, labelled pixels and logits for a panel
     "One part of a step"
     c, segment = self.config, phase.segment
-    weights = c.weights if phase.contrast else c.weights | dict(ptc=0.)
-    further = {name: batch.get(name) for name in ('views', 'local', 'boxes')}
+    weights = c.weights if phase.contrast else c.weights | dict(ptc=0., ctc=0.)
+    further = {name: batch.get(name) for name in ('views', 'local', 'boxes')} if c.method == 'dalnet' else {}
     out = self.model(batch['image'], batch['tags'], segment, batch['roi'], **further)
     if pseudo is None:
         known = out.activations if phase.source in ('classifier', 'inter') else (*out.activations, out.similarity)
@@ -141,6 +159,7 @@ def forward(self:TrainStep,
     terms = losses(
         out, batch['tags'], weights, c.cross, c.lam, c.tau, c.similarity, c.tag_reduce, c.negatives, c.local_outside,
         pseudo, counts=counts, regions=batch.get('regions'))
+    if weights['ctc']: terms['ctc'] = self._class_contrast(batch, out.token, pseudo)
     seen = out.activations[0].relu(), pseudo.pixel if segment else None, out.seg.detach() if segment else None
     return {name: term.detach() for name, term in terms.items()}, total_loss(terms, weights), seen
 

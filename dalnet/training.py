@@ -207,6 +207,7 @@ def train(
             values, seen = take_step(accelerator, step, optimizer, batch, phase_at(config, iteration), config)
             if check(values, iteration, batch['name']):
                 optimizer.step()
+                if saver.model.contrast is not None: saver.model.contrast.follow()
                 if is_main(): log(iteration, values | _measured(log, iteration, saver.model), lr, bar)
             elif accelerator.scaler: accelerator.scaler.update()         # fp16: forget this step's gradients
             _show(config, accelerator, iteration, batch, seen)

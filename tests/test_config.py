@@ -427,7 +427,7 @@ def test_free_settings():
     chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip',
                   device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7, flip_merge='sum',
                   text_projection='learnt', negatives='classes', map_source='both', pseudo_source='inter',
-                  local_outside='background', fuse='max_logit')
+                  local_outside='background', fuse='max_logit', method='toco')
     base = TrainConfig(region_folder='regions')
     for setting in fields(TrainConfig):
         changed = replace(base, **{setting.name: chosen.get(setting.name, other_value(base, setting))})

@@ -3,6 +3,7 @@
 `slow_forms.py` describes each part in plain loops, and its results were compared with those of ToCo's published code
 on the same inputs before they were recorded. Where dalnet differs on purpose, a test says by how much.
 """
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ import slow_forms
 from slow_forms import RECORDS, golden
 from dalnet.cam import cam_to_label, multi_scale_cam, normalize_cam
 from dalnet.config import PRESETS
+from dalnet.contrast import certainty, crop_flags, ctc_loss
 from dalnet.pseudo import pseudo_labels
 from dalnet.refine import PAR, ptc_loss, refine_labels
 from dalnet.segment import seg_loss
@@ -132,6 +134,17 @@ def test_cross_entropy():
     close(seg_loss(logits, ground), .5*np.log(4))                    # NaN in the published recipe: no class pixels
 
 
+def test_class_token_contrast():
+    given, found = golden('class_contrast')
+    t = tensors(given)
+    level = certainty((t['cam']*t['tags'][:, :, None, None]).amax(1), t['high'], t['low'])
+    flags = crop_flags(level, t['corners'], t['size'])
+    flags = torch.cat([torch.ones(2, 2), flags], 1)                  # global views are positives
+    assert flags.tolist() == np.asarray(found['flags']).tolist()
+    student, teacher = t['student'].transpose(0, 1), t['teacher'].transpose(0, 1)    # ours have the batch first
+    close(ctc_loss(student, teacher, flags, t['temperature']), found['loss'])
+
+
 def test_learning_rate():
     given, found = golden('schedule')
     total, lr, warmup, ratio, power = (given[name] for name in ('total', 'lr', 'warmup', 'ratio', 'power'))
@@ -144,11 +157,11 @@ def test_learning_rate():
 @pytest.mark.parametrize('dataset', ['voc', 'coco'])
 def test_weights_of_the_losses(dataset):
     given, found = golden('schedule')
-    config = PRESETS[f'{dataset}_vit_b']
+    config = replace(PRESETS[f'{dataset}_vit_b'], method='toco')
     for step, expected in list(zip(given['steps'], found[dataset]))[1:]:
         phase = phase_at(config, step)                               # dalnet counts from 1, the published recipe from 0
-        weights = {name: config.weights[name] for name in ('cls', 'inter', 'ptc', 'seg', 'reg')}
-        if not phase.contrast: weights['ptc'] = 0.
+        weights = {name: config.weights[name] for name in ('cls', 'inter', 'ptc', 'ctc', 'seg', 'reg')}
+        if not phase.contrast: weights |= dict(ptc=0., ctc=0.)
         if not phase.segment: weights |= dict(seg=0., reg=0.)
         assert weights == {name: expected[name] for name in weights}, step
         if expected['seg']: assert (phase.source == 'inter') == (expected['source'] == 'inter'), step
