@@ -105,7 +105,8 @@ def swatch(
 
 # %% ../nbs/evidence/pages.ipynb #e2c5272f
 _COLOURS = ' '.join(f'--{kind}: {colour};' for kind, colour in COLOURS.items())
-_STYLE = f':root {{color-scheme: light dark; {_COLOURS} --text: #1b1f23; --back: #fff; --soft: #5c6670; --line: #d7dce1}}' + """
+_STYLE = f':root {{color-scheme: light dark; {_COLOURS}}}' + """
+:root {--text: #1b1f23; --back: #fff; --soft: #5c6670; --line: #d7dce1}
 @media (prefers-color-scheme: dark) {:root {--text: #e4e7ea; --back: #15181b; --soft: #9aa4ae; --line: #363c42}}
 * {box-sizing: border-box}
 body {margin: 0 auto; max-width: 54rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif;
@@ -114,9 +115,11 @@ h1 {font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere} h2 {font-size: 
 h3 {font-size: 1rem; margin: 1.2rem 0 .2rem}
 .reading, figcaption, dt {color: var(--soft)} .reading {margin: 0 0 .6rem}
 code {font-size: .85rem; overflow-wrap: anywhere}
-.wide {overflow-x: auto} table {border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: min(100%, 34rem)}
+.wide {overflow-x: auto}
+table {border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: min(100%, 34rem)}
 td, th {padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400}
-th:first-child {text-align: left; padding-left: 0; overflow-wrap: anywhere} thead th {color: var(--soft); vertical-align: bottom}
+th:first-child {text-align: left; padding-left: 0; overflow-wrap: anywhere}
+thead th {color: var(--soft); vertical-align: bottom}
 .bar {display: flex; height: .35rem; width: 100%; min-width: 6rem; margin-top: .1rem; background: var(--line)}
 .right {background: var(--right)} .over {background: var(--over)} .under {background: var(--under)}
 .key {margin-right: .9rem; white-space: nowrap}
