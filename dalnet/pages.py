@@ -120,7 +120,7 @@ table {border-collapse: collapse; font-variant-numeric: tabular-nums; min-width:
 td, th {padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400}
 th:first-child {text-align: left; padding-left: 0; overflow-wrap: anywhere}
 thead th {color: var(--soft); vertical-align: bottom}
-.bar {display: flex; height: .35rem; width: 100%; min-width: 6rem; margin-top: .1rem; background: var(--line)}
+.bar {display: flex; height: .35rem; width: 100%; min-width: 9rem; margin-top: .1rem; background: var(--line)}
 .right {background: var(--right)} .over {background: var(--over)} .under {background: var(--under)}
 .key {margin-right: .9rem; white-space: nowrap}
 .key i {display: inline-block; width: .75rem; height: .75rem; margin-right: .35rem; border: 1px solid var(--line)}
@@ -130,8 +130,10 @@ polyline {fill: none; stroke: var(--right); stroke-width: 2} circle {fill: var(-
 .mark {stroke: var(--soft); stroke-dasharray: 3 3}
 figure {margin: 1.2rem 0} figcaption {font-size: .9rem; margin-top: .3rem}
 .panels {display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; font-size: .85rem; color: var(--soft)}
-.panels img {display: block; width: 100%; border-radius: 3px}
-@media (max-width: 34rem) {.panels {grid-template-columns: 1fr 1fr} td, th {padding: .3rem .3rem; font-size: .85rem}}
+.panels img {display: block; max-width: 100%; max-height: 13rem; border-radius: 3px}
+@media (max-width: 34rem) {
+.panels {grid-template-columns: 1fr 1fr} .bar {min-width: 4.5rem}
+td, th {padding: .3rem .15rem; font-size: .8rem} h1 {font-size: 1.3rem}}
 """
 
 # %% ../nbs/evidence/pages.ipynb #7790dd85
