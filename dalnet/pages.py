@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 # %% ../nbs/evidence/pages.ipynb #81c770bc
-COLOURS = dict(right='#0072b2', over='#e69f00', under='#cc79a7', wrong='#d55e00')
+COLOURS = dict(right='#0072b2', over='#e69f00', under='#cc79a7', wrong='#000000')
 
 @dataclass
 class Bar:
@@ -74,7 +74,7 @@ def line_chart(
     curve = ' '.join('{:.1f},{:.1f}'.format(*at(*point)) for point in points.items())
     parts += [f'<polyline points="{curve}"/>', *_marks(points, marks, at),
               f'<text x="212" y="{roof + 191}" text-anchor="middle">{escape(across)}</text>',
-              f'<text x="4" y="{roof - 10}">{escape(up)}</text></svg>']
+              f'<text x="0" y="{roof - 10}">{escape(up)}</text></svg>']
     return '\n'.join(parts)
 
 # %% ../nbs/evidence/pages.ipynb #f6977da6
@@ -118,7 +118,7 @@ code {font-size: .85rem; overflow-wrap: anywhere}
 .wide {overflow-x: auto}
 table {border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: min(100%, 34rem)}
 td, th {padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400}
-th:first-child {text-align: left; padding-left: 0; overflow-wrap: anywhere}
+th:first-child {text-align: left; padding-left: 0; overflow-wrap: break-word}
 thead th {color: var(--soft); vertical-align: bottom}
 .bar {display: flex; height: .35rem; width: 100%; min-width: 9rem; margin-top: .1rem; background: var(--line)}
 .right {background: var(--right)} .over {background: var(--over)} .under {background: var(--under)}

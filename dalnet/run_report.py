@@ -143,8 +143,8 @@ def _thresholds(found):
     best = found.sweep[found.marks['oracle']]
     rows = [[name, found.sweep[value], best - found.sweep[value]] for name, value in marks.items()]
     return html_section('Threshold', (
-        'The lower a mark is below the oracle, the best threshold on these very images, the more is lost by the choice '
-        'of the threshold rather than by the maps.'), line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
+        'The oracle is the best threshold on these very images; what another threshold is below it is lost by the choice '
+        'of the threshold, not by the maps.'), line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
         html_table(['threshold', 'mIoU (%)', 'below the oracle'], rows))
 
 def _groups(title, reading, head, groups):
@@ -152,13 +152,13 @@ def _groups(title, reading, head, groups):
     rows = [[*_row(Bar(group.title, group.iou, group.over, group.under)), group.pairs]
             for group in groups if group.pairs]
     if not rows: return ''
-    return html_section(title, reading, _KEY, html_table([head, 'IoU (%)', 'too much', 'missing', 'objects'], rows))
+    return html_section(title, reading, _KEY, html_table([head, 'IoU (%)', 'too much', 'missing', 'number'], rows))
 
 # %% ../nbs/evidence/run_report.ipynb #19abda16
 def _sizes(found):
     "Errors by size"
     return _groups('Size', (
-        'Means over every class in every image, by its area as a share of the image; small ones are commonly worst.'),
+        'Means over every class in every image, by its area as a share of the image; small ones are commonly the worst.'),
         'area', iou_by_size(found.tally.counts))
 
 def _numbers(found):
@@ -206,7 +206,8 @@ def report_page(
 )->str: # HTML
     "Write findings as a page"
     images = '1 image' if len(dataset) == 1 else f'{len(dataset):,} images'
-    lead = f'<p>{found.kind[0].upper() + found.kind[1:]}, {images} of "{escape(str(dataset.split))}".</p>'
+    known = f', tags known, cut at {found.marks["fixed"]:g}' if found.sweep else ''
+    lead = f'<p>{found.kind[0].upper() + found.kind[1:]}{known}: {images} of "{escape(str(dataset.split))}".</p>'
     code = f'<p><code>{escape(command)}</code></p>' if command else ''
     sections = [make(found) for make in (_summary, _classes, _thresholds, _sizes, _numbers, _confusions)]
     return html_page(title, lead, code, *sections, _worst(found, dataset))
@@ -282,7 +283,7 @@ def _report(args, command):
         found = segmentation_errors(model, dataset, args.worst, args.crf, scales=args.scales or config.test_scales,
                                     flip=args.flip, device=device, fuse=args.fuse or config.fuse)
     else: found = _cams(args, model, config, dataset, device)
-    page = report_page(found, dataset, f'Errors of {args.checkpoint}', command)
+    page = report_page(found, dataset, f'Errors of {"/".join(Path(args.checkpoint).parts[-2:])}', command)
     write_whole(out, lambda part: part.write_text(page, encoding='utf-8'))
     print(f'{found.kind}, {len(dataset)} images: mIoU {100*found.tally.matrix.miou():.1f}; written: {out}')
 
