@@ -24,7 +24,7 @@ from .evaluation import evaluate_cams, evaluate_segmentation, evaluation_data
 from .inference import PATIENCE
 from .maps import check_scales
 from .options import console_command, numbers, parse_options
-from .pages import COLOURS, Bar, data_uri, html_figure, html_page, html_section, html_table, line_chart, swatch
+from .pages import Bar, data_uri, html_figure, html_page, html_section, html_table, line_chart, swatch
 from .processes import resolve_device, world_size
 from .threshold import choose_threshold
 
@@ -132,8 +132,7 @@ def _classes(found):
         bar = Bar(found.names[i], iou[i].item(), *over_under(total[i]).tolist())
         rows.append([*_row(bar), edges[i].item(), images[i].item()])
     return html_section('Classes', (
-        'The worst class is first; much orange asks for a higher threshold or better edges, much pink for maps that '
-        'cover the whole object.'), _KEY,
+        'The worst class is first; orange is what spills over its objects, pink is what is missing from them.'), _KEY,
         html_table(['class', 'IoU (%)', 'too much', 'missing', 'Boundary IoU', 'images'], rows))
 
 def _thresholds(found):
@@ -143,8 +142,7 @@ def _thresholds(found):
     best = found.sweep[found.marks['oracle']]
     rows = [[name, found.sweep[value], best - found.sweep[value]] for name, value in marks.items()]
     return html_section('Threshold', (
-        'The oracle is the best threshold on these very images; what another threshold is below it is lost by the choice '
-        'of the threshold, not by the maps.'), line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
+        'The oracle is the best threshold on these very images; the gap to it is what the choice of another one costs.'), line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
         html_table(['threshold', 'mIoU (%)', 'below the oracle'], rows))
 
 def _groups(title, reading, head, groups):
@@ -164,7 +162,7 @@ def _sizes(found):
 def _numbers(found):
     "Errors by number of classes"
     return _groups('Classes in an image', (
-        'The same by the number of classes in the image; a large fall from one class to two means that classes are '
+        'The same by the number of classes in the image; a large fall from one class to two often means that they are '
         'confused or share a map.'), 'in the image', iou_by_tags(found.tally.counts))
 
 def _confusions(found):
@@ -178,8 +176,8 @@ def _confusions(found):
         tables += [f'<h3>{title}</h3>', html_table(['true → predicted', 'of all errors (%)', 'pixels'], rows)]
     if not tables: return ''
     return html_section('Confusions', (
-        'Each row is the share that one pair of labels has in all wrong pixels; the three tables have different '
-        'remedies.'), *tables)
+        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, '
+        'the other two are errors of extent.'), *tables)
 
 def _worst(found, dataset):
     "The pictures of the worst images"
@@ -283,6 +281,8 @@ def _report(args, command):
         found = segmentation_errors(model, dataset, args.worst, args.crf, scales=args.scales or config.test_scales,
                                     flip=args.flip, device=device, fuse=args.fuse or config.fuse)
     else: found = _cams(args, model, config, dataset, device)
+    if not found.tally.matrix.counts.any():
+        raise InputError(f'{args.data or config.data}: no pixel of these masks has a label; choose other images')
     page = report_page(found, dataset, f'Errors of {"/".join(Path(args.checkpoint).parts[-2:])}', command)
     write_whole(out, lambda part: part.write_text(page, encoding='utf-8'))
     print(f'{found.kind}, {len(dataset)} images: mIoU {100*found.tally.matrix.miou():.1f}; written: {out}')
