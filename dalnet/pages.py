@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'Bar', 'html_table', 'line_chart', 'data_uri', 'html_figur
 import base64, io, math
 from dataclasses import dataclass
 from html import escape
+from PIL import Image
 
 # %% ../nbs/evidence/pages.ipynb #81c770bc
 COLOURS = dict(right='#0072b2', over='#e69f00', under='#cc79a7', wrong='#000000')
@@ -77,9 +78,9 @@ def line_chart(
               f'<text x="0" y="{roof - 10}">{escape(up)}</text></svg>']
     return '\n'.join(parts)
 
-# %% ../nbs/evidence/pages.ipynb #f6977da6
+# %% ../nbs/evidence/pages.ipynb #110bd294
 def data_uri(
-    image:'PIL.Image.Image', # to show
+    image:Image.Image, # to show
     kind:str='png' # or "jpeg", for photographs
 )->str: # for `src`
     "Put a picture into a URI"

@@ -142,7 +142,8 @@ def _thresholds(found):
     best = found.sweep[found.marks['oracle']]
     rows = [[name, found.sweep[value], best - found.sweep[value]] for name, value in marks.items()]
     return html_section('Threshold', (
-        'The oracle is the best threshold on these very images; the gap to it is what the choice of another one costs.'), line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
+        'The oracle is the best threshold on these very images; the gap to it is what the choice of another one costs.'),
+        line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
         html_table(['threshold', 'mIoU (%)', 'below the oracle'], rows))
 
 def _groups(title, reading, head, groups):
@@ -156,7 +157,7 @@ def _groups(title, reading, head, groups):
 def _sizes(found):
     "Errors by size"
     return _groups('Size', (
-        'Means over every class in every image, by its area as a share of the image; small ones are commonly the worst.'),
+        'Means over every class in every image, by its area as a share of the image; small ones are often the worst.'),
         'area', iou_by_size(found.tally.counts))
 
 def _numbers(found):
@@ -176,8 +177,8 @@ def _confusions(found):
         tables += [f'<h3>{title}</h3>', html_table(['true → predicted', 'of all errors (%)', 'pixels'], rows)]
     if not tables: return ''
     return html_section('Confusions', (
-        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, '
-        'the other two are errors of extent.'), *tables)
+        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, the '
+        'other two are errors of extent.'), *tables)
 
 def _worst(found, dataset):
     "The pictures of the worst images"
