@@ -142,7 +142,7 @@ def _thresholds(found):
     best = found.sweep[found.marks['oracle']]
     rows = [[name, found.sweep[value], best - found.sweep[value]] for name, value in marks.items()]
     return html_section('Threshold', (
-        'The oracle is the best threshold on these very images; the gap to it is what the choice of another one costs.'),
+        'The oracle is the best threshold on these very images; the gap to it is what another choice costs.'),
         line_chart(found.sweep, marks, 'threshold', 'mIoU (%)'),
         html_table(['threshold', 'mIoU (%)', 'below the oracle'], rows))
 
@@ -177,8 +177,8 @@ def _confusions(found):
         tables += [f'<h3>{title}</h3>', html_table(['true → predicted', 'of all errors (%)', 'pixels'], rows)]
     if not tables: return ''
     return html_section('Confusions', (
-        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, the '
-        'other two are errors of extent.'), *tables)
+        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, '
+        'the other two are errors of extent.'), *tables)
 
 def _worst(found, dataset):
     "The pictures of the worst images"
