@@ -8,6 +8,7 @@ __all__ = ['TrainConfig', 'setting_docs']
 # %% ../nbs/train/settings.ipynb #2868da0e
 from dataclasses import dataclass, field, fields, is_dataclass
 from fastcore.docments import docments
+from .core import InputError
 from .values import convert, refuse, shown
 
 # %% ../nbs/train/settings.ipynb #28bfe750
