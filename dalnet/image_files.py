@@ -34,6 +34,7 @@ class _Results:
 
     def add(self, name, image):
         "Add an image; raise an `InputError` if two would share a result"
+        name = os.path.normpath(name)                                    # ./a is a
         if self._beside(name, image):
             raise InputError(f'{image}: its results would lie beside it; choose another out folder')
         if name in self.images and not _same_file(image, self.images[name]):

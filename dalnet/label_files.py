@@ -18,7 +18,7 @@ from PIL import Image
 from .build import open_data
 from .cam import class_labels, tagged_classes
 from .checkpoint import Checkpoint
-from .core import InputError, first_line, palette, write_whole
+from .core import InputError, first_line, one_line, out_folder, palette, result_path, write_whole
 from .dataset import ImageDataset
 from .image_files import find_images
 from .images import load_image, save_mask, upright_size
@@ -48,7 +48,7 @@ _FAILURES = (OSError, RuntimeError, MemoryError, ValueError)  # of one image; `I
 def _failure_line(image, error):
     "What went wrong with an image, in one line"
     if isinstance(error, InputError): return str(error)
-    return f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full'
+    return one_line(f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full')
 
 # %% ../nbs/use/label_files.ipynb #ec70ea8f
 def _source(image):
@@ -64,22 +64,27 @@ def _overlay(picture, mask):
     shade = Image.blend(picture, Image.fromarray(palette()[mask]), .6)
     return Image.composite(shade, picture, Image.fromarray((mask > 0).astype(np.uint8)*255))
 
-def _write_prediction(image, picture, prediction, stem, settings):
+def _files(out, name):
+    "The paths of mask, overlay and record of an image, all inside `out`"
+    return [result_path(out, name, ending) for ending in ('.png', '_overlay.jpg', '.json')]
+
+def _write_prediction(image, picture, prediction, files, settings):
     "Write mask, overlay and JSON of one image"
-    mask = prediction.mask.numpy().astype(np.uint8)
-    write_whole(Path(f'{stem}.png'), lambda part: save_mask(mask, part))
-    write_whole(Path(f'{stem}_overlay.jpg'), lambda part: _overlay(picture, mask).save(part, quality=90))
+    mask, (mask_file, overlay_file, record_file) = prediction.mask.numpy().astype(np.uint8), files
+    write_whole(mask_file, lambda part: save_mask(mask, part))
+    write_whole(overlay_file, lambda part: _overlay(picture, mask).save(part, quality=90))
     record = dict(source=_source(image), width=picture.width, height=picture.height,
                   classes=prediction.shares, tags=prediction.tags, settings=settings)
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    write_whole(Path(f'{stem}.json'), lambda part: part.write_text(text, encoding='utf-8'))
+    write_whole(record_file, lambda part: part.write_text(text, encoding='utf-8'))
 
-def _is_done(image, stem, settings):
+def _is_done(image, out, name, settings):
     "Whether mask and record of this image exist, made with these settings"
     try:
-        record = json.loads(Path(f'{stem}.json').read_text(encoding='utf-8'))
+        mask_file, _, record_file = _files(out, name)
+        record = json.loads(record_file.read_text(encoding='utf-8'))
         same = record['settings'] == settings and record['source'] == _source(image)
-        return same and Path(f'{stem}.png').is_file()
+        return same and mask_file.is_file()
     except (OSError, ValueError, KeyError, TypeError): return False
 
 # %% ../nbs/use/label_files.ipynb #64cd20b0
@@ -89,18 +94,19 @@ def predict_files(
     out:str|Path # folder for NAME.png, NAME_overlay.jpg and NAME.json
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
     "Label images into files, skipping finished ones"
-    settings, out, failures = predictor.settings, Path(out), []
+    settings, out, failures = predictor.settings, out_folder(out), []
     images = list(find_images(inputs, out).items())
     with explain_lost_rank():                                            # a folder may change in between
         images = all_gather(images if is_main() else [])
-    todo = _left(len(images), lambda i: _is_done(images[i][1], out/images[i][0], settings))
+    todo = _left(len(images), lambda i: _is_done(images[i][1], out, images[i][0], settings))
     mine = [todo[i] for i in shard(len(todo))]
     out.mkdir(parents=True, exist_ok=True)
     for i in progress(mine, len(mine)):
         name, image = images[i]
         try:
+            files = _files(out, name)
             picture = image.load() if isinstance(image, TarMember) else load_image(image)
-            _write_prediction(image, picture, predictor(picture), out/name, settings)
+            _write_prediction(image, picture, predictor(picture), files, settings)
         except _FAILURES as error: failures.append((i, _failure_line(image, error)))
     failures = _all_lines(failures)
     return len(todo) - len(failures), len(images) - len(todo), failures
@@ -131,9 +137,7 @@ class _Labeller:
         "Label an image into its file -> None, or a line about what is wrong with it"
         name = self.dataset.names[i]
         try:
-            label, path = self.label(i), self.out/f'{name}.png'
-            if not path.resolve().is_relative_to(self.out.resolve()):
-                raise InputError(f'image {name}: its name leads out of the folder for results; rename it')
+            path, label = result_path(self.out, name, '.png'), self.label(i)
             write_whole(path, lambda part: save_mask(label, part))
         except _FAILURES as error: return _failure_line(name, error)
 
@@ -215,7 +219,7 @@ def pseudo_label_files(
     device:str='auto' # "cpu", "cuda", or "auto"
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
     "Write the refined pseudo labels of a training set, skipping finished ones"
-    device, out, launched = resolve_device(device, PATIENCE), Path(out), world_size()
+    out, device, launched = out_folder(out), resolve_device(device, PATIENCE), world_size()
     if processes > 1 and launched > 1:
         raise InputError(
             f'processes must be 1 where a launcher has started {launched} already to share the images; got {processes}')
@@ -239,11 +243,11 @@ def _pack(path, masks, kind):
     "Write {file name: PNG} as an archive of type `kind`"
     if kind.endswith('.zip'):
         with zipfile.ZipFile(path, 'w') as file:
-            for name, png in masks.items(): file.writestr(f'{_FOLDER}/{name}', png)
+            for name, png in masks.items(): file.writestr(name, png)
         return
     with tarfile.open(path, 'w' if kind.endswith('.tar') else 'w:gz') as file:
         for name, png in masks.items():
-            info = tarfile.TarInfo(f'{_FOLDER}/{name}')
+            info = tarfile.TarInfo(name)
             info.size = len(png)
             file.addfile(info, io.BytesIO(png))
 
@@ -273,7 +277,7 @@ def write_submission(
         save_mask(predictor(dataset.image_path(i)).mask.numpy(), png)
         masks.append((i, png.getvalue()))
     with explain_lost_rank(): masks = sorted(all_gather(masks))
-    files = {f'{dataset.names[i]}.png': png for i, png in masks}
+    files = {str(result_path(_FOLDER, dataset.names[i], '.png')): png for i, png in masks}
     if is_main(): write_whole(archive, lambda part: _pack(part, files, kind))
     with explain_lost_rank(): barrier()
     return archive
