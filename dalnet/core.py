@@ -91,6 +91,7 @@ def result_path(
     try:
         inside = Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(out))
         length = len(os.fsencode(path.name))
+        if '\0' in name: raise ValueError('a null byte')
     except (OSError, ValueError) as error:
         raise InputError(f'image {name}: no file can have this name ({first_line(error)}); rename it') from None
     if not inside or path.name in ('', '..'):
