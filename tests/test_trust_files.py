@@ -1,5 +1,5 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, tarfile
+import io, json, os, subprocess, sys, tarfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -108,3 +108,87 @@ def test_pseudo_labels_of_turned_tiffs(checkpoint, tmp_path):
     done = pseudo_label_files(checkpoint, tmp_path/'out', table(tmp_path, '\n'.join(rows)), scales=(1.,))
     assert done == (2, 0, [])
     assert [Image.open(tmp_path/f'out/{number}.png').size for number in (1, 6)] == [(64, 32), (32, 64)]
+
+
+# whose files they are
+
+def noise(folder, *names):
+    "Write a JPEG of its own noise for each name"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names): (folder/name).write_bytes(jpeg(i + len(str(folder))))
+    return folder
+
+
+@pytest.mark.parametrize('ending', RESULTS)
+def test_a_users_file_stays(predictor, tmp_path, ending):
+    photos, out = noise(tmp_path/'photos', 'holiday.jpg', 'b.jpg'), tmp_path/'out'
+    out.mkdir()
+    (out/f'holiday{ending}').write_bytes(b'{"mine": 1}')
+    for expected in ((1, 0), (0, 1)):
+        *done, failures = predict_files(predictor, [photos], out)
+        assert tuple(done) == expected and len(failures) == 1
+        assert f'holiday{ending}: not made by dalnet' in failures[0] and '--overwrite' in failures[0]
+        assert (out/f'holiday{ending}').read_bytes() == b'{"mine": 1}'
+    assert predict_files(predictor, [photos], out, overwrite=True) == (1, 1, [])
+    assert predict_files(predictor, [photos], out) == (0, 2, [])
+
+
+def test_two_sources_of_one_name(predictor, tmp_path):
+    first, second, out = noise(tmp_path/'1', 'a.jpg'), noise(tmp_path/'twenty', 'a.jpg'), tmp_path/'out'
+    assert predict_files(predictor, [first], out) == (1, 0, [])
+    before = state(out)
+    done, _, failures = predict_files(predictor, [second], out)
+    assert done == 0 and len(failures) == 1 and f'replace those of {first}/a.jpg' in failures[0] and state(out) == before
+    first.rename(tmp_path/'moved')
+    assert predict_files(predictor, [tmp_path/'moved'], out) == (0, 1, [])          # the same file elsewhere
+    (tmp_path/'moved/a.jpg').write_bytes(jpeg(77))
+    os.utime(out/'a.json', (0, 0))
+    assert predict_files(predictor, [second], out, overwrite=True)[0] == 1
+
+
+def test_ground_truth_is_no_pseudo_label(checkpoint, shapes, tmp_path):
+    out, run = tmp_path/'out', dict(split='val', scales=(1.,))
+    done, _, _ = pseudo_label_files(checkpoint, out, **run)
+    name = sorted(path.stem for path in out.glob('*.png'))[0]
+    truth = (shapes/f'SegmentationClass/{name}.png').read_bytes()
+    (out/f'{name}.png').write_bytes(truth)
+    again, before, failures = pseudo_label_files(checkpoint, out, **run)
+    assert (again, before) == (0, done - 1) and f'{name}.png: not made by dalnet' in failures[0]
+    assert (out/f'{name}.png').read_bytes() == truth
+    assert pseudo_label_files(checkpoint, out, overwrite=True, **run) == (1, done - 1, [])
+
+
+# whole or not at all
+
+FULL = '''
+import resource, signal, sys
+from dalnet.inference import Predictor
+from dalnet.label_files import predict_files
+predictor = Predictor(sys.argv[1], 'cpu', flip=False)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+print(predict_files(predictor, [sys.argv[2]], sys.argv[3]))
+'''
+
+
+def test_a_full_disk_leaves_nothing_torn(checkpoint, predictor, tmp_path):
+    photos, out = tmp_path/'photos', tmp_path/'out'
+    photos.mkdir()
+    (photos/'a.jpg').write_bytes(jpeg(size=(200, 200)))                              # an overlay of some 30 kB
+    done = subprocess.run([sys.executable, '-c', FULL, checkpoint, photos, out, '8000'], capture_output=True, text=True)
+    assert done.returncode == 0 and '(0, 0, [' in done.stdout and 'too large' in done.stdout, done
+    assert not (out/'a_overlay.jpg').exists() and not list(out.glob('.part-*'))
+    assert predict_files(predictor, [photos], out) == (1, 0, [])
+
+
+def test_incomplete_results_are_made_again_and_only_our_leftovers_go(predictor, tmp_path):
+    photos, out = noise(tmp_path/'photos', 'a.jpg', 'b.jpg'), tmp_path/'out'
+    predict_files(predictor, [photos], out)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    (out/'a_overlay.jpg').unlink()
+    (out/'b.png').write_bytes(whole[out/'b.png'][:-20])
+    (out/'.part-of-mine').mkdir()
+    (out/'.part-of-mine/x').touch(), (out/'.part-99999999-a.png').touch(), (out/'.part-1-a.png').touch()
+    assert predict_files(predictor, [photos], out) == (2, 0, [])
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert names(out) == sorted(['.part-1-a.png', '.part-of-mine/x', *(path.name for path in whole)])
