@@ -1,5 +1,5 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, subprocess, sys, tarfile
+import io, json, os, shutil, socket, subprocess, sys, tarfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -8,13 +8,18 @@ import torch
 from PIL import Image
 from dalnet.build import build_model, build_text
 from dalnet.checkpoint import Checkpoint
+from dalnet.coco_annotations import load_annotations
 from dalnet.config import PRESETS
 from dalnet.core import InputError
+from dalnet.dataset import read_lines
 from dalnet.inference import Predictor
 from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, upright_size
 from dalnet.label_files import predict_files, pseudo_label_files
 from dalnet.shapes import SHAPE_CLASSES
+from dalnet.tagged import TaggedImageDataset
 from dalnet.transforms import EvalTransform
+from dalnet.voc import VOCDataset
+from dalnet.voc_tags import read_onehot
 from test_bad_data import one_line, picture, state, table
 
 
@@ -192,3 +197,41 @@ def test_incomplete_results_are_made_again_and_only_our_leftovers_go(predictor, 
     assert predict_files(predictor, [photos], out) == (2, 0, [])
     assert {path: path.read_bytes() for path in whole} == whole
     assert names(out) == sorted(['.part-1-a.png', '.part-of-mine/x', *(path.name for path in whole)])
+
+
+# what is read
+
+def odd_files(folder, ending):
+    "Files that are none, under names with this ending"
+    os.mkfifo(folder/f'pipe{ending}')
+    (folder/f'loop{ending}').symlink_to(folder/f'loop{ending}')
+    (folder/f'zero{ending}').symlink_to('/dev/zero')
+    (folder/f'dead{ending}').symlink_to(folder/'nothing')
+    with socket.socket(socket.AF_UNIX) as server: server.bind(str(folder/f'sock{ending}'))
+    with open(folder/f'huge{ending}', 'wb') as file: file.truncate(2**40)
+    return sorted(folder.glob(f'*{ending}'))
+
+
+def test_odd_files_are_failed_images_of_a_batch(predictor, tmp_path):
+    odd = odd_files(noise(tmp_path/'p', 'good.jpg'), '.jpg')
+    for inputs in ([tmp_path/'p'], odd, [tmp_path/'p/*.jpg']):
+        done, before, failures = predict_files(predictor, inputs, tmp_path/'out')
+        assert done + before == 1 and len(failures) == 6, failures
+        assert all('\n' not in line and '; ' in line for line in failures)
+
+
+@pytest.mark.parametrize('ending', ['.csv', '.jsonl', '.json', '.xml', '.parquet', '.tar', '.npy', '.txt', '.png'])
+def test_odd_files_as_tables_lists_and_masks(tmp_path, ending):
+    readers = {'.npy': read_onehot, '.txt': read_lines, '.png': lambda path: load_mask(path, 3)}
+    for path in odd_files(tmp_path, ending):
+        if path.stem == 'huge' and ending in ('.csv', '.jsonl'): continue            # read in blocks, of any size
+        one_line(lambda: readers.get(ending, TaggedImageDataset)(path), path.name)
+
+
+def test_odd_annotations(shapes, tmp_path):
+    odd = odd_files(tmp_path, '.json')
+    for path in odd: one_line(lambda: load_annotations(path), path.name)
+    data = shutil.copytree(shapes, tmp_path/'voc')
+    victim = sorted((data/'Annotations').iterdir())[0]
+    victim.unlink(), os.mkfifo(victim)
+    assert len(VOCDataset(data, 'train', skip_bad=True).skipped) + len(VOCDataset(data, 'val', skip_bad=True).skipped) == 1
