@@ -1,5 +1,5 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, shutil, socket, subprocess, sys, tarfile
+import io, json, os, shutil, socket, struct, subprocess, sys, tarfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -235,3 +235,41 @@ def test_odd_annotations(shapes, tmp_path):
     victim = sorted((data/'Annotations').iterdir())[0]
     victim.unlink(), os.mkfifo(victim)
     assert len(VOCDataset(data, 'train', skip_bad=True).skipped) + len(VOCDataset(data, 'val', skip_bad=True).skipped) == 1
+
+
+# deep greys
+
+def tiff(path, pixels, bits):
+    "A TIFF of one strip with whole numbers, packed at 12 bits or as the array is"
+    data = pixels.tobytes()
+    if bits == 12:
+        a, b = pixels.ravel()[::2].astype(int), pixels.ravel()[1::2].astype(int)
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    entries = [(256, pixels.shape[1]), (257, pixels.shape[0]), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1),
+               (278, pixels.shape[0]), (279, len(data)), (339, 3 if pixels.dtype.kind == 'f' else 1)]
+    start = 8 + len(data) + len(data) % 2
+    table = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in entries)
+    path.write_bytes(b'II*\0' + struct.pack('<I', start) + data.ljust(start - 8, b'\0') + struct.pack('<H', len(entries))
+                     + table + bytes(4))
+    return path
+
+
+RAMP = np.arange(64).reshape(4, 16)/63
+
+
+@pytest.mark.parametrize('white, kind, bits', [
+    (4095, '<u2', 12), (4095, '<u2', 16), (1023, '<u2', 16), (65535, '<u2', 16), (255, '<u2', 16), (10**6, '<u4', 32),
+    (2**31 - 1, '<u4', 32), (1, '<f4', 32), (4000, '<f4', 32), (1e-3 + 1, '<f4', 32)])
+def test_deep_greys_keep_their_range(tmp_path, white, kind, bits):
+    image = load_image(tiff(tmp_path/'a.tif', (RAMP*white).astype(kind), bits))
+    assert abs(np.asarray(image)[..., 0] - 255*RAMP).max() <= 1.5
+
+
+@pytest.mark.parametrize('value, kind', [
+    (np.nan, '<f4'), (np.inf, '<f4'), (-1, '<f4'), (2**32 - 1, '<u4')])
+def test_greys_without_a_range_are_one_line(predictor, tmp_path, value, kind):
+    pixels = RAMP.astype(kind)
+    pixels[0, 0] = value
+    path = tiff(tmp_path/'a.tif', pixels, 32)
+    one_line(lambda: load_image(path), 'a.tif', 'pixels range')
+    assert predict_files(predictor, [path], tmp_path/'out')[0] == 0
