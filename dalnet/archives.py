@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from PIL import Image
-from .core import InputError, first_line
+from .core import InputError, first_line, regular_file
 from .images import IMAGE_SUFFIXES, load_image
 from .readers import TAG_COLUMNS, Batch, batch_rows, tag_list
 
@@ -39,6 +39,7 @@ def tar_images(
     path:str|Path # .tar, not compressed
 )->Iterator[tuple]: # (name, offset, size, {ending: (offset, size)}) of each image; offsets and sizes in bytes
     "The images of a WebDataset shard, their positions, and the files that accompany each"
+    regular_file(path, 'give a .tar archive')
     try:
         with tarfile.open(path, 'r:') as file:
             for name, group in _tar_groups(file):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .build import build_model
 from .config import config_from, differences
-from .core import InputError, first_line
+from .core import InputError, first_line, own_parts
 from .model import DALNet
 from .settings import TrainConfig
 from .text import TextEmbeddings
@@ -237,7 +237,7 @@ def prune(cls:Checkpoint,
     "Remove older checkpoints, and incomplete ones from a killed process"
     found = numbered(out)
     if last: found = found[:found.index(Path(last)) + 1]
-    for path in (*found[:-keep], *Path(out).glob('.part-*')):
+    for path in (*found[:-keep], *(part for part, _ in own_parts(out))):
         if path.is_file(): path.unlink()
         else: shutil.rmtree(path, ignore_errors=True)
 

@@ -204,11 +204,14 @@ def _report(done, before, failures, out):
     if failures: sys.exit(1)
 
 # %% ../nbs/use/cli.ipynb #ecaab977
+_OVERWRITE = dict(action='store_true', help='also replace files there that dalnet did not make')
+
 def _predict_options(parser):
     "Options of `dalnet_predict`"
     parser.add_argument('images', nargs='+', help='image files, folders, .tar archives, or globs in quotes')
     parser.add_argument('--checkpoint', required=True, help='folder of a checkpoint')
     parser.add_argument('--out', required=True, help='folder for NAME.png, NAME_overlay.jpg and NAME.json')
+    parser.add_argument('--overwrite', **_OVERWRITE)
     parser.add_argument('--tile', type=int, default=1024, help='largest side that is seen at once, pixels (1024)')
     parser.add_argument('--long-side', type=int, help=(
         'bring the longer side to this many pixels first, 0 = leave it; default: as in training'))
@@ -225,13 +228,14 @@ def dalnet_predict(
     from dalnet.label_files import predict_files
     predictor = Predictor(args.checkpoint, args.device, args.scales, args.flip, args.crf, args.long_side, args.tile,
                           precision=args.precision, fuse=args.fuse)
-    _report(*predict_files(predictor, args.images, args.out), args.out)
+    _report(*predict_files(predictor, args.images, args.out, args.overwrite), args.out)
 
 # %% ../nbs/use/cli.ipynb #b32b2310
 def _pseudo_labels_options(parser):
     "Options of `dalnet_pseudo_labels`: the arguments of `pseudo_label_files`"
     parser.add_argument('checkpoint', help='folder of a checkpoint')
     parser.add_argument('--out', required=True, help='folder for NAME.png')
+    parser.add_argument('--overwrite', **_OVERWRITE)
     _source_options(parser)
     parser.add_argument('--split', help='which of its images; default: as in training')
     parser.add_argument('--scales', type=numbers, default=(1., .5, 1.5), help='of the CAMs (1,0.5,1.5)')

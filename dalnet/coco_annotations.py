@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
-from .core import IGNORE, InputError, cache_folder, check_choice, first_line, write_whole
+from .core import IGNORE, InputError, cache_folder, check_choice, first_line, regular_file, write_whole
 from .dataset import check_classes
 from .images import save_mask
 
@@ -55,6 +55,7 @@ def load_annotations(
 ): # pycocotools.coco.COCO, checked
     "Read an annotation file with pycocotools, quietly, and check its references"
     reader, _ = _pycocotools()
+    regular_file(path, 'give the folder that holds annotations/', 2**32)
     try:
         with contextlib.redirect_stdout(io.StringIO()): coco = reader.COCO(str(path))
         check_classes([coco.cats[number]['name'] for number in sorted(coco.cats)], path)
@@ -64,8 +65,6 @@ def load_annotations(
         annotations = coco.dataset['annotations']  # not `coco.anns`, which keeps only one of several with the same id
         _check_annotations(path, annotations, coco.imgs, coco.cats)
     except InputError: raise
-    except FileNotFoundError:
-        raise InputError(f'{path}: file not found; give the folder that holds annotations/') from None
     except (ValueError, AssertionError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f'{path}: not an annotation file of COCO ({type(error).__name__}: {first_line(error)}); '
                          'download it again') from None

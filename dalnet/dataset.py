@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from scipy import sparse
-from .core import InputError, first_line, write_whole
+from .core import InputError, first_line, regular_file, write_whole
 from .images import decode, open_image, upright_size
 from .transforms import EvalTransform
 
@@ -144,15 +144,14 @@ def keep_good(
 
 # %% ../nbs/data/dataset.ipynb #d39b9c03
 def read_lines(
-    path:str|Path, # UTF-8 text file
+    path:str|Path, # UTF-8 text file, at most 1 GiB
     numbered:bool=False # yield (number, line), counted from 1
 )->list:
     "Lines of a text file, without blank ones"
+    regular_file(path, largest=2**30)
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError:
         raise InputError(f'{path}: not a UTF-8 text file; save it as UTF-8') from None
-    except FileNotFoundError:
-        raise InputError(f'{path}: file not found; check the path') from None
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); check the path') from None
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

@@ -12,14 +12,16 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 import defusedxml.ElementTree as safe_xml
 from defusedxml import DefusedXmlException
-from .core import InputError, first_line
+from .core import InputError, first_line, regular_file
 from .readers import IMAGE_COLUMNS, TAG_COLUMNS, Batch, batch_rows, local_name, read_record
 
 # %% ../nbs/data/exports.ipynb #7566d3d9
 def parse_xml(
-    path:str|Path # XML file
+    path:str|Path, # XML file, at most 1 GiB
+    advice:str='restore the file' # what to do if it is missing
 ): # its root element
     "Parse XML from untrusted sources: no document types, no entities"
+    regular_file(path, advice, 2**30)
     try: return safe_xml.parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
         raise InputError(f'{path}: the XML declares a document type or entities, which are not read '
@@ -121,10 +123,11 @@ def _export_rows(data, path):
 
 # %% ../nbs/data/exports.ipynb #1b70d5c9
 def read_export(
-    path:str|Path, # JSON of Label Studio or FiftyOne
+    path:str|Path, # JSON of Label Studio or FiftyOne, at most 2 GiB
     problems:list # receives a line for each unusable row
 )->Iterator[Batch]:
     "Batches of a JSON export: Label Studio or FiftyOne"
+    regular_file(path, 'export it again', 2**31)
     try: data = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not JSON ({first_line(error)}); export it again; JSON lines end in .jsonl') from None

@@ -17,7 +17,7 @@ from .archives import TarMember, tar_images
 def _same_file(a, b):
     "Whether two images are the same file"
     if isinstance(a, TarMember) or isinstance(b, TarMember): return False
-    return a.resolve() == b.resolve()
+    return os.path.realpath(a) == os.path.realpath(b)
 
 class _Results:
     "Images by the names of their results, which go into a folder if one is given"
@@ -26,14 +26,15 @@ class _Results:
 
     def holds(self, path):
         "Whether a path is the folder of the results or inside it"
-        return self.out is not None and self.out.resolve() in (path.resolve(), *path.resolve().parents)
+        return self.out is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.out))
 
     def _beside(self, name, image):
         if self.out is None or isinstance(image, TarMember): return False
-        return (self.out/name).resolve().parent == image.resolve().parent
+        return os.path.dirname(os.path.realpath(self.out/name)) == os.path.dirname(os.path.realpath(image))
 
     def add(self, name, image):
         "Add an image; raise an `InputError` if two would share a result"
+        name = os.path.normpath(name)                                    # ./a is a
         if self._beside(name, image):
             raise InputError(f'{image}: its results would lie beside it; choose another out folder')
         if name in self.images and not _same_file(image, self.images[name]):
@@ -53,7 +54,7 @@ def _walk(folder, results):
 
 def _matches(given, results):
     "The files and folders that an input refers to"
-    if Path(given).exists(): return [Path(given)]
+    if os.path.lexists(given): return [Path(given)]
     paths = [path for path in map(Path, sorted(glob.glob(given, recursive=True))) if not results.holds(path)]
     if not paths:
         raise InputError(f'{given}: file not found; check the path')
@@ -71,8 +72,8 @@ def find_images(
             if path.suffix == '.tar' and path.is_file():
                 for name, offset, size, _ in tar_images(path):
                     results.add(os.path.splitext(name)[0], TarMember(path, name, offset, size))
-            elif path.is_file(): results.add(path.stem, path)
-            elif Path(given).exists() or '**' not in given:              # ** matches the files below by itself
+            elif not path.is_dir(): results.add(path.stem, path)         # pipes and dead links fail when they are read
+            elif '**' not in given or os.path.exists(given):             # ** matches the files below by itself
                 _walk(path, results)
     if not results.images:
         known = ', '.join(sorted(IMAGE_SUFFIXES)[:8])

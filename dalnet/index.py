@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from .archives import read_shards
-from .core import InputError, cache_folder, first_line, write_whole
+from .core import InputError, cache_folder, first_line, regular_file, write_whole
 from .exports import read_cvat, read_export
 from .readers import SPLITS, Batch, read_csv, read_folder, read_jsonl, read_parquet, walk_images
 
@@ -49,6 +49,7 @@ def find_source(
     if not path.exists():
         raise InputError(f'{source}: file not found; check the path')
     if path.is_dir(): return *_in_folder(path), path
+    regular_file(path, 'give a folder, or a file with the images and their tags')
     ending = path.suffix.lower()
     if ending == '.tar': return read_shards, [path], path.parent
     if ending not in _READERS:

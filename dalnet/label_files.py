@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from .build import open_data
 from .cam import class_labels, tagged_classes
 from .checkpoint import Checkpoint
-from .core import InputError, first_line, palette, write_whole
+from .core import InputError, first_line, one_line, out_folder, result_path, write_whole
 from .dataset import ImageDataset
 from .image_files import find_images
-from .images import load_image, save_mask, upright_size
+from .images import ends_well, load_image, save_mask, upright_size
 from .inference import PATIENCE, Predictor
 from .maps import check_scales
 from .pseudo import tagged_maps
@@ -29,6 +28,7 @@ from .processes import (
     all_gather, barrier, explain_lost_rank, is_main, progress, resolve_device, shard, world_size)
 from .archives import TarMember
 from .refine import PAR, refine_labels
+from .results import bears, check_free, check_ours, is_predicted, mark_of, result_files, sweep, write_prediction
 from .transforms import EvalTransform
 
 # %% ../nbs/use/label_files.ipynb #c7777b9c
@@ -48,59 +48,31 @@ _FAILURES = (OSError, RuntimeError, MemoryError, ValueError)  # of one image; `I
 def _failure_line(image, error):
     "What went wrong with an image, in one line"
     if isinstance(error, InputError): return str(error)
-    return f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full'
-
-# %% ../nbs/use/label_files.ipynb #ec70ea8f
-def _source(image):
-    "The identity of an image file"
-    if isinstance(image, TarMember):
-        modified = image.archive.stat().st_mtime_ns
-        return dict(name=image.name, bytes=image.size, modified_ns=modified,
-                    archive=image.archive.name, offset=image.offset)
-    return dict(name=image.name, bytes=image.stat().st_size, modified_ns=image.stat().st_mtime_ns)
-
-def _overlay(picture, mask):
-    "The image with its label colours over it; mask (H,W) uint8"
-    shade = Image.blend(picture, Image.fromarray(palette()[mask]), .6)
-    return Image.composite(shade, picture, Image.fromarray((mask > 0).astype(np.uint8)*255))
-
-def _write_prediction(image, picture, prediction, stem, settings):
-    "Write mask, overlay and JSON of one image"
-    mask = prediction.mask.numpy().astype(np.uint8)
-    write_whole(Path(f'{stem}.png'), lambda part: save_mask(mask, part))
-    write_whole(Path(f'{stem}_overlay.jpg'), lambda part: _overlay(picture, mask).save(part, quality=90))
-    record = dict(source=_source(image), width=picture.width, height=picture.height,
-                  classes=prediction.shares, tags=prediction.tags, settings=settings)
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    write_whole(Path(f'{stem}.json'), lambda part: part.write_text(text, encoding='utf-8'))
-
-def _is_done(image, stem, settings):
-    "Whether mask and record of this image exist, made with these settings"
-    try:
-        record = json.loads(Path(f'{stem}.json').read_text(encoding='utf-8'))
-        same = record['settings'] == settings and record['source'] == _source(image)
-        return same and Path(f'{stem}.png').is_file()
-    except (OSError, ValueError, KeyError, TypeError): return False
+    return one_line(f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full')
 
 # %% ../nbs/use/label_files.ipynb #64cd20b0
 def predict_files(
     predictor:Predictor, # labels them
     inputs:Sequence, # files, folders, globs, and .tar archives
-    out:str|Path # folder for NAME.png, NAME_overlay.jpg and NAME.json
+    out:str|Path, # folder for NAME.png, NAME_overlay.jpg and NAME.json
+    overwrite:bool=False # replace files there that dalnet did not make, and results of other images
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
     "Label images into files, skipping finished ones"
-    settings, out, failures = predictor.settings, Path(out), []
+    settings, out, failures = predictor.settings, out_folder(out), []
     images = list(find_images(inputs, out).items())
     with explain_lost_rank():                                            # a folder may change in between
         images = all_gather(images if is_main() else [])
-    todo = _left(len(images), lambda i: _is_done(images[i][1], out/images[i][0], settings))
+    todo = _left(len(images), lambda i: is_predicted(images[i][1], out, images[i][0], settings))
     mine = [todo[i] for i in shard(len(todo))]
     out.mkdir(parents=True, exist_ok=True)
+    if is_main(): sweep(out)
     for i in progress(mine, len(mine)):
         name, image = images[i]
         try:
+            files = result_files(out, name)
+            check_free(image, files, overwrite)
             picture = image.load() if isinstance(image, TarMember) else load_image(image)
-            _write_prediction(image, picture, predictor(picture), out/name, settings)
+            write_prediction(image, picture, predictor(picture), files, settings)
         except _FAILURES as error: failures.append((i, _failure_line(image, error)))
     failures = _all_lines(failures)
     return len(todo) - len(failures), len(images) - len(todo), failures
@@ -108,10 +80,11 @@ def predict_files(
 # %% ../nbs/use/label_files.ipynb #0ff82fe6
 class _Labeller:
     "Makes and writes the refined label of one training image; one lives in each process"
-    def __init__(self, checkpoint, dataset, out, options, device, threads):
+    def __init__(self, checkpoint, dataset, out, options, device, overwrite, mark, threads):
         if threads: torch.set_num_threads(threads)
         self.model, _ = Checkpoint.load(checkpoint, device)
         self.dataset, self.out, self.options, self.device = dataset, out, options, device
+        self.overwrite, self.mark = overwrite, mark
         self.par = PAR().to(device)
 
     def label(self, i):
@@ -131,10 +104,10 @@ class _Labeller:
         "Label an image into its file -> None, or a line about what is wrong with it"
         name = self.dataset.names[i]
         try:
-            label, path = self.label(i), self.out/f'{name}.png'
-            if not path.resolve().is_relative_to(self.out.resolve()):
-                raise InputError(f'image {name}: its name leads out of the folder for results; rename it')
-            write_whole(path, lambda part: save_mask(label, part))
+            path = result_path(self.out, name, '.png')
+            check_ours([path], self.overwrite)
+            label = self.label(i)
+            write_whole(path, lambda part: save_mask(label, part, self.mark))
         except _FAILURES as error: return _failure_line(name, error)
 
 # %% ../nbs/use/label_files.ipynb #700ad544
@@ -165,10 +138,10 @@ def _label_all(todo, processes, *start):
     return [(i, line) for i, line in lines if line]
 
 # %% ../nbs/use/label_files.ipynb #ab747d94
-def _keep_settings(out, about):
+def _keep_settings(out, about, overwrite=False):
     "Write settings.json if there is none, and raise an `InputError` if it differs from `about`"
     record = out/'settings.json'
-    foreign = None if record.is_file() else next(out.glob('*.png'), None)
+    foreign = None if record.is_file() or overwrite else next(out.glob('*.png'), None)
     with explain_lost_rank(): barrier()                                  # all have checked before any writes
     if foreign:
         raise InputError(f'{foreign}: not a label of dalnet; choose another out than {out}')
@@ -191,6 +164,12 @@ def _label_options(config, scales, flip, high, low, source=None):
     return dict(scales=list(scales), flip=flip, merge=config.flip_merge,
                 source=source or config.map_source, high=high, low=low)
 
+def _label_done(out, name, mark):
+    "Whether the label of an image exists, whole and with this mark"
+    try: path = result_path(out, name, '.png')
+    except InputError: return False                                      # reported when it is labelled
+    return bears(path, mark) and ends_well(path)
+
 def _label_data(config, checkpoint, names, data, split, tags):
     "The images to label; their classes must be `names`, those of the checkpoint"
     transform = EvalTransform(config.long_side)
@@ -212,10 +191,11 @@ def pseudo_label_files(
     low:float|None=None, # at or below: background; None = as in training
     map_source:str|None=None, # which map labels pixels, see `choose_map`; None = as in training
     processes:int=1, # processes to start for this call; 1 if a launcher has started several
-    device:str='auto' # "cpu", "cuda", or "auto"
+    device:str='auto', # "cpu", "cuda", or "auto"
+    overwrite:bool=False # replace files in `out` that dalnet did not make
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
     "Write the refined pseudo labels of a training set, skipping finished ones"
-    device, out, launched = resolve_device(device, PATIENCE), Path(out), world_size()
+    out, device, launched = out_folder(out), resolve_device(device, PATIENCE), world_size()
     if processes > 1 and launched > 1:
         raise InputError(
             f'processes must be 1 where a launcher has started {launched} already to share the images; got {processes}')
@@ -226,10 +206,12 @@ def pseudo_label_files(
         raise InputError(f'{out}: the folder of the dataset; choose another out')
     weights = zlib.crc32((Path(checkpoint)/'model.safetensors').read_bytes())
     about = dict(weights=f'{weights:08x}', tags=str(tags or config.tags), classes=['background', *dataset.classes])
-    _keep_settings(out, about | options)
-    todo = _left(len(dataset), lambda i: (out/f'{dataset.names[i]}.png').is_file())
+    _keep_settings(out, about | options, overwrite)
+    if is_main(): sweep(out)
+    mark = mark_of(about | options)
+    todo = _left(len(dataset), lambda i: _label_done(out, dataset.names[i], mark))
     mine = [todo[i] for i in shard(len(todo))]
-    failures = _all_lines(_label_all(mine, processes, checkpoint, dataset, out, options, device))
+    failures = _all_lines(_label_all(mine, processes, checkpoint, dataset, out, options, device, overwrite, mark))
     return len(todo) - len(failures), len(dataset) - len(todo), failures
 
 # %% ../nbs/use/label_files.ipynb #ab1a1e09
@@ -239,11 +221,11 @@ def _pack(path, masks, kind):
     "Write {file name: PNG} as an archive of type `kind`"
     if kind.endswith('.zip'):
         with zipfile.ZipFile(path, 'w') as file:
-            for name, png in masks.items(): file.writestr(f'{_FOLDER}/{name}', png)
+            for name, png in masks.items(): file.writestr(name, png)
         return
     with tarfile.open(path, 'w' if kind.endswith('.tar') else 'w:gz') as file:
         for name, png in masks.items():
-            info = tarfile.TarInfo(f'{_FOLDER}/{name}')
+            info = tarfile.TarInfo(name)
             info.size = len(png)
             file.addfile(info, io.BytesIO(png))
 
@@ -273,7 +255,7 @@ def write_submission(
         save_mask(predictor(dataset.image_path(i)).mask.numpy(), png)
         masks.append((i, png.getvalue()))
     with explain_lost_rank(): masks = sorted(all_gather(masks))
-    files = {f'{dataset.names[i]}.png': png for i, png in masks}
+    files = {str(result_path(_FOLDER, dataset.names[i], '.png')): png for i, png in masks}
     if is_main(): write_whole(archive, lambda part: _pack(part, files, kind))
     with explain_lost_rank(): barrier()
     return archive

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import InputError, first_line
+from .core import InputError, first_line, regular_file
 from .dataset import ImageDataset, keep_good, read_classes, read_lines
 from .images import check_image, check_mask, load_mask as load_png_mask
 from .transforms import EvalTransform
@@ -183,6 +183,7 @@ def _find_mask_folders(root, sbd):
 
 def _check_end(path):
     "Raise an `InputError` for a truncated PNG mask"
+    regular_file(path, 'restore the mask', 2**30)
     if path.suffix != '.png': return
     with path.open('rb') as file:
         file.seek(max(-64, -path.stat().st_size), io.SEEK_END)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .core import InputError, first_line
+from .core import InputError, first_line, regular_file
 from .dataset import read_lines
 from .exports import parse_xml
 
@@ -19,9 +19,7 @@ from .exports import parse_xml
 def _xml_tags(root, classes, name):
     "Tags from Annotations/*.xml: every object's name"
     path, tags = root/f'Annotations/{name}.xml', np.zeros(len(classes), np.uint8)
-    try: objects = parse_xml(path).findall('object')
-    except OSError:
-        raise InputError(f'{path}: file not found; add the annotation, or choose tags="lists"') from None
+    objects = parse_xml(path, 'add the annotation, or choose tags="lists"').findall('object')
     for thing in objects:
         cls = (thing.findtext('name') or '').strip()
         if cls not in classes:
@@ -84,6 +82,7 @@ def read_onehot(
     path:str|Path # .npy file: a dictionary from image name to (C,) zeros and ones
 )->dict[str,np.ndarray]: # name without "_" or extension -> (C,) uint8
     "Read the published one-hot tags without running any code from the file"
+    regular_file(path, 'give the path of the one-hot .npy', 2**31)
     try:
         rows = {}
         with open(path, 'rb') as file:
@@ -92,8 +91,6 @@ def read_onehot(
                 if not np.isin(tags, (0, 1)).all(): raise ValueError(f'image {name} has numbers other than 0 and 1')
                 rows[name] = tags.astype(np.uint8)
         return rows
-    except FileNotFoundError:
-        raise InputError(f'{path}: file not found; give the path of the one-hot .npy') from None
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); give the path of the one-hot .npy') from None
     except Exception as error:

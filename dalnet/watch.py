@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
 from .core import InputError, palette, write_whole
+from .images import encode
 from .processes import in_notebook
 
 # %% ../nbs/train/watch.ipynb #b18f5174
@@ -165,8 +166,7 @@ def show_panel(
     picture:Image.Image # of `draw_panel`
 ):
     "Save a panel, and show it in a notebook"
-    def save(part): picture.save(part, format='png')
-    write_whole(path, save)
+    write_whole(path, lambda part: part.write_bytes(encode(picture, 'PNG')))
     if in_notebook():
         from IPython.display import display
         display(picture)
