@@ -2,10 +2,13 @@
 import json, shutil
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from dalnet.build import build_model, build_text, check_encoder_options
+from dalnet.build import build_model, build_text, check_encoder_options, open_data
 from dalnet.checkpoint import Checkpoint, _seal, has_segmentation
 from dalnet.config import PRESETS
 from dalnet.core import InputError
+from dalnet.evaluation import evaluate_cams, evaluate_segmentation
+from dalnet.inference import Predictor
+from dalnet.label_files import predict_files
 from dataclasses import replace
 from test_cli import BIN, command, error_of
 
@@ -141,3 +144,16 @@ def spoil(checkpoint, value):
 def test_weights_that_are_not_finite_are_refused(value, checkpoint):
     spoil(checkpoint, value)
     refused(checkpoint, 'seg_head.0.weight', 'NaN or infinity')
+
+
+def test_maps_that_are_not_finite_are_refused_for_each_image(shapes, tmp_path):
+    "The weights of this model became NaN after it was loaded"
+    dataset = open_data(replace(CONFIG, data=str(shapes)), part='val')
+    model = build_model(CONFIG, build_text(CONFIG, dataset.classes)).eval()
+    with torch.no_grad(): model.head.weight.fill_(float('nan')), model.seg_head[0].weight.fill_(float('nan'))
+    pictures = sorted((shapes/'JPEGImages').glob('*'))[:2]
+    done, before, failures = predict_files(Predictor(model, 'cpu', (1.,)), pictures, tmp_path/'out')
+    assert (done, before) == (0, 0) and not list((tmp_path/'out').glob('*.png'))
+    assert all(str(path) in line and 'NaN' in line for path, line in zip(pictures, failures))
+    for score in (evaluate_cams, evaluate_segmentation):
+        with pytest.raises(InputError, match='NaN or infinity'): score(model, dataset, (1.,), False)
