@@ -6,7 +6,7 @@
 __all__ = ['write_folder', 'Checkpoint', 'numbered', 'check_same', 'has_segmentation']
 
 # %% ../nbs/train/checkpoint.ipynb #8973b348
-import hashlib, json, os, re, shutil
+import hashlib, json, os, re, shutil, sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from .build import build_model
 from .config import config_from, differences
 from .core import InputError, first_line, own_parts
 from .model import DALNet
-from .settings import TrainConfig
+from .settings import TrainConfig, shown
 from .text import TextEmbeddings
 
 # %% ../nbs/train/checkpoint.ipynb #0fce6ae9
@@ -58,6 +58,11 @@ def _fingerprint(path):
         while (block := file.read(1 << 20)): found.update(block)
     return found.hexdigest()
 
+def _seal(about):
+    "Fingerprint of the contents of a config.json, but for the fingerprint itself"
+    text = json.dumps({name: value for name, value in about.items() if name != 'fingerprint'}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
 def _optimizer_tensors(model, optimizer):
     "AdamW's state by the names of the parameters"
     names = {p: name for name, p in model.named_parameters()}
@@ -85,7 +90,8 @@ class Checkpoint:
             files = {path.name: _fingerprint(path) for path in sorted(part.iterdir())}
             about = dict(config=asdict(config), iteration=iteration, names=text.names, prompts=text.prompts,
                          text_source=text.source, state=state, files=files)
-            (part/'config.json').write_text(json.dumps(about, indent=1))
+            about = json.loads(json.dumps(about))                        # as it will be read
+            (part/'config.json').write_text(json.dumps(about | dict(fingerprint=_seal(about)), indent=1))
             mode = (part/'config.json').stat().st_mode
             for path in part.iterdir(): path.chmod(mode)  # safetensors writes for the owner alone
         return write_folder(folder, fill)
@@ -98,28 +104,62 @@ def _not_ours(folder, error):
 _BEFORE = dict(  # what was done before these settings existed
     flip_merge='sum', text_projection='learnt', train_positions=True, decay_all=False, global_views=1,
     local_outside='background', cam_threshold=.3, tf32=False)
+_FILES = 'model.safetensors', 'optimizer.safetensors'
 
+def _is_texts(value): return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+def _record_fault(folder, about):
+    "What is wrong with the contents of a config.json, or an empty string"
+    if not isinstance(about, dict) or not isinstance(about.get('config'), dict): return 'config.json is malformed'
+    if about.get('fingerprint', _seal(about)) != _seal(about): return 'config.json does not match its fingerprint'
+    files, iteration = about.setdefault('files', {}), about.get('iteration')       # old versions wrote no files
+    texts = all(map(_is_texts, (about.get('names'), about.get('prompts'), [about.get('text_source')])))
+    numbers = isinstance(iteration, int) and iteration >= 0
+    if not (texts and numbers and isinstance(files, dict) and isinstance(about.get('state'), dict | None)):
+        return 'config.json is malformed'
+    name = re.fullmatch('(iter|best)_([0-9]{6,})', folder.name)
+    if name and int(name[2]) != iteration: return f'config.json says iteration {iteration}, unlike the folder\'s name'
+    return ''
+
+
+# %% ../nbs/train/checkpoint.ipynb #6e94f14a
 def _read_about(folder):
     "The config.json of a checkpoint, its settings as a `TrainConfig`"
+    folder = Path(folder)
     for name in ('config.json', 'model.safetensors'):
-        if not (Path(folder)/name).is_file():
+        if not (folder/name).is_file():
             raise InputError(f'{folder}/{name}: file not found; give the folder of a checkpoint')
-    try:
-        about = json.loads((Path(folder)/'config.json').read_text())
-        settings = _BEFORE | dict(about['config'])
-        return about | dict(config=config_from(settings, Path(folder)/'config.json'))
-    except InputError: raise
-    except (ValueError, KeyError, TypeError) as error: raise _not_ours(folder, error) from None
+    try: about = json.loads((folder/'config.json').read_text())
+    except (ValueError, RecursionError) as error: raise _not_ours(folder, error) from None
+    if (fault := _record_fault(folder, about)):
+        raise InputError(f'{folder}: damaged ({fault}); copy it again, or use another checkpoint')
+    return about | dict(config=config_from(_BEFORE | about['config'], folder/'config.json'))
 
+def _read_tensors(folder, about, name):
+    "The tensors of a checkpoint's file, which must match its fingerprint"
+    path, known = Path(folder)/name, about['files'].get(name)
+    if known is None: print(f'{path}: has no fingerprint, so damage would not be noticed', file=sys.stderr)
+    elif known != _fingerprint(path):
+        raise InputError(f'{folder}: damaged ({name} does not match its fingerprint); copy it again, '
+                         'or use another checkpoint')
+    try: return load_file(path)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error: raise _not_ours(folder, error) from None
+
+
+# %% ../nbs/train/checkpoint.ipynb #c784985c
 def _fit(folder, state, own, encoder):
-    "Raise an `InputError` if names or shapes of tensors differ from the model's"
+    "Raise an `InputError` if names or shapes of tensors differ from the model's, or a number is not finite"
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
-    if not wrong: return
-    name = wrong[0]
-    saved, built = (str(tuple(tensors[name].shape)) if name in tensors else 'nothing' for tensors in (state, own))
-    raise InputError(f'{folder}: weights of another architecture ({name}: {saved} against {built} in {encoder}); '
-                     'its config.json and weights do not belong together')
+    if wrong:
+        name = wrong[0]
+        saved, built = (str(tuple(tensors[name].shape)) if name in tensors else 'nothing' for tensors in (state, own))
+        raise InputError(f'{folder}: weights of another architecture ({name}: {saved} against {built} in {encoder}); '
+                         'its config.json and weights do not belong together')
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f'{folder}: the weights {name} hold NaN or infinity; use an earlier checkpoint')
+
 
 # %% ../nbs/train/checkpoint.ipynb #008cd91b
 @patch(cls_method=True)
@@ -129,15 +169,18 @@ def load(cls:Checkpoint,
 )->tuple[DALNet,TrainConfig]: # the model in eval mode, and its settings
     "Load a model and its settings from a checkpoint"
     about = _read_about(folder)
+    config, state = about['config'], _read_tensors(folder, about, 'model.safetensors')
+    words = about['names'], about['prompts']
+    try: text = TextEmbeddings(*words, state['text_fg'], state['text_bg'], about['text_source'])
+    except (KeyError, InputError) as error: raise _not_ours(folder, error) from None
     try:
-        state = load_file(Path(folder)/'model.safetensors')
-        vectors = state['text_fg'], state['text_bg']
-        text = TextEmbeddings(about['names'], about['prompts'], *vectors, about['text_source'])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error: raise _not_ours(folder, error) from None
-    model = build_model(about['config'], text, pretrained=False)
-    _fit(folder, state, model.state_dict(), about['config'].encoder)
+        with torch.device('meta'): sizes = build_model(config, text, pretrained=False).state_dict()  # takes no memory
+    except RuntimeError as error: raise _not_ours(folder, error) from None
+    _fit(folder, state, sizes, config.encoder)
+    model = build_model(config, text, pretrained=False)
     model.load_state_dict(state)
-    return model.to(device).eval(), about['config']
+    return model.to(device).eval(), config
+
 
 # %% ../nbs/train/checkpoint.ipynb #4abad69a
 def numbered(
@@ -153,16 +196,16 @@ def _damage(folder):
     "What is wrong with the files of a checkpoint, or an empty string"
     try:
         about = json.loads((folder/'config.json').read_text())
-        if not isinstance(about, dict) or 'config' not in about: return 'config.json is malformed'
-        files = about.get('files', {})  # old versions wrote none
-        if not isinstance(files, dict): return 'config.json is malformed'
-        for name, fingerprint in files.items():
-            if _fingerprint(folder/name) != fingerprint: return f'{name} does not match its fingerprint'
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error: return first_line(error)
+        if (fault := _record_fault(folder, about)): return fault
+        for name in _FILES:
+            if name not in about['files']: continue
+            if _fingerprint(folder/name) != about['files'][name]: return f'{name} does not match its fingerprint'
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError) as error: return first_line(error)
     except OSError as error:
         raise InputError(f'{folder}: cannot be read ({first_line(error)}); '
                          'check its permissions and its disk, or move it away') from None
     return ''
+
 
 # %% ../nbs/train/checkpoint.ipynb #758eea79
 @patch(cls_method=True)
@@ -215,10 +258,10 @@ def restore(cls:Checkpoint,
 )->dict: # the state that was saved with it
     "Restore a network and its optimiser from a checkpoint"
     folder, about = Path(folder), _read_about(folder)
-    weights = load_file(folder/'model.safetensors')
+    weights = _read_tensors(folder, about, 'model.safetensors')
     _fit(folder, weights, model.state_dict(), about['config'].encoder)
     model.load_state_dict(weights)
-    tensors, state = load_file(folder/'optimizer.safetensors'), optimizer.state_dict()
+    tensors, state = _read_tensors(folder, about, 'optimizer.safetensors'), optimizer.state_dict()
     names = {p: name for name, p in model.named_parameters()}
     order = [names[p] for group in optimizer.param_groups for p in group['params']]
     state['state'] = {

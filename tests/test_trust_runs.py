@@ -1,0 +1,159 @@
+"Nothing that is read is trusted: damaged, edited or absurd files, and what happens to a run, end in one clear line"
+import json, shutil
+import pytest, torch
+from safetensors.torch import load_file, save_file
+from dalnet.build import build_model, build_text, check_encoder_options, open_data
+from dalnet.checkpoint import Checkpoint, _seal, has_segmentation
+from dalnet.config import PRESETS
+from dalnet.core import InputError
+from dalnet.evaluation import evaluate_cams, evaluate_segmentation
+from dalnet.inference import Predictor
+from dalnet.label_files import predict_files
+from dataclasses import replace
+from test_cli import BIN, command, error_of
+
+CONFIG = replace(PRESETS['demo'], encoder_options=dict(depth=3, patch_size=16, img_size=32), seg_width=16)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A small checkpoint of 70 iterations, which trained its segmentation head"
+    text = build_text(CONFIG, ('cat', 'dog'))
+    model = build_model(CONFIG, text)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return Checkpoint.save(tmp_path_factory.mktemp('saved')/'iter_000070', model, CONFIG, text, 70, optimizer)
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path): return shutil.copytree(saved, tmp_path/'iter_000070')
+
+
+def edit(folder, change, seal=False):
+    "Let `change` edit what a config.json says; `seal` makes it match again"
+    about = json.loads((folder/'config.json').read_text())
+    change(about)
+    if seal: about['fingerprint'] = _seal(about)
+    (folder/'config.json').write_text(json.dumps(about))
+
+
+def flip_bit(path, at):
+    "Flip one bit of a file"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def refused(folder, *words):
+    "Loading must raise an `InputError` that says all the words, in one line"
+    with pytest.raises(InputError) as caught: Checkpoint.load(folder)
+    assert all(word in str(caught.value) for word in words) and '\n' not in str(caught.value), caught.value
+
+
+# what a checkpoint says about its encoder
+
+@pytest.mark.parametrize('options', [
+    dict(checkpoint_path='evil.pth'), dict(cache_dir='/'), dict(pretrained_cfg=dict(file='evil.pth')),
+    dict(pretrained_cfg_overlay={}), dict(scriptable=True), dict(depth=10**6), dict(patch_size=0),
+    dict(embed_dim=10**9), dict(depth=-1), dict(depth=True), dict(depth='4'), dict(depth=2.5),
+    dict(img_size=[32, 10**9]), dict(img_size=[32]*3), dict(drop_path_rate=1.), dict(drop_path_rate='x'),
+    dict(global_pool=[]), dict(qkv_bias=1), dict(frozen=-1)], ids=str)
+def test_encoder_options_are_on_a_list(options, checkpoint, monkeypatch):
+    import timm
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **more: pytest.fail('built before it was checked'))
+    name = next(iter(options))
+    edit(checkpoint, lambda about: about['config']['encoder_options'].update(options), seal=True)
+    refused(checkpoint, 'encoder_options', name)
+    with pytest.raises(InputError): check_encoder_options(options)
+
+
+@pytest.mark.parametrize('settings', [dict(width=10**9), dict(seg_width=10**9), dict(width=2**62)], ids=str)
+def test_sizes_are_compared_before_memory_is_taken(settings, checkpoint):
+    edit(checkpoint, lambda about: about['config'].update(settings), seal=True)
+    refused(checkpoint, 'iter_000070')
+
+
+def test_presets_and_options_of_timm_are_on_the_list():
+    for config in PRESETS.values(): check_encoder_options(config.encoder_options)
+    check_encoder_options(dict(img_size=[96, 128], num_heads=4, mlp_ratio=2, class_token=False, global_pool='avg'))
+
+
+# what a checkpoint's files hold
+
+@pytest.mark.parametrize('at', [9, 5000, -1])
+def test_a_flipped_bit_of_the_weights_is_an_error(at, checkpoint):
+    flip_bit(checkpoint/'model.safetensors', at)
+    refused(checkpoint, 'model.safetensors does not match its fingerprint')
+
+
+def test_prediction_and_scoring_refuse_a_flipped_bit(checkpoint, shapes, tmp_path):
+    flip_bit(checkpoint/'model.safetensors', -1)
+    for args in (('dalnet_eval', checkpoint, '--data', shapes),
+                 ('dalnet_predict', shapes/'JPEGImages', '--checkpoint', checkpoint, '--out', tmp_path/'out')):
+        assert 'fingerprint' in error_of(*args)
+
+
+def test_the_record_has_a_fingerprint(checkpoint):
+    edit(checkpoint, lambda about: about.update(iteration=58))
+    refused(checkpoint, 'config.json does not match its fingerprint')
+    for use in (Checkpoint.iteration, has_segmentation):
+        with pytest.raises(InputError, match='fingerprint'): use(checkpoint)
+    said = []
+    assert Checkpoint.newest(checkpoint.parent, said.append) is None
+    assert 'config.json does not match' in said[0]
+
+
+def test_the_moments_are_checked_too(checkpoint):
+    flip_bit(checkpoint/'optimizer.safetensors', -1)
+    model = Checkpoint.load(checkpoint)[0]
+    with pytest.raises(InputError, match='optimizer.safetensors does not match'):
+        Checkpoint.restore(checkpoint, model, torch.optim.AdamW(model.parameters()))
+
+
+def test_the_name_agrees_with_the_iteration(checkpoint):
+    refused(checkpoint.rename(checkpoint.with_name('iter_000058')), 'iteration 70')
+    model, _ = Checkpoint.load(checkpoint.with_name('iter_000058').rename(checkpoint.with_name('mine')))
+    assert model.names == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('change', [
+    dict(iteration='70'), dict(iteration=-1), dict(iteration=None), dict(names=[1, 2]), dict(names='catdog'),
+    dict(names=['cat', 'cat']), dict(prompts=None), dict(text_source=3), dict(state=[]), dict(files=[]),
+    dict(config=[])], ids=str)
+def test_a_malformed_record_is_one_line(change, checkpoint):
+    edit(checkpoint, lambda about: about.update(change), seal=True)
+    refused(checkpoint, 'iter_000070')
+
+
+def test_a_checkpoint_without_fingerprints_loads_with_a_note(checkpoint, capsys):
+    edit(checkpoint, lambda about: [about.pop(name) for name in ('files', 'fingerprint')])
+    Checkpoint.load(checkpoint)
+    assert 'has no fingerprint' in capsys.readouterr().err
+
+
+# weights and maps that are no numbers
+
+def spoil(checkpoint, value):
+    "Put a value into the weights of a checkpoint, with matching fingerprints"
+    weights = load_file(checkpoint/'model.safetensors')
+    weights['seg_head.0.weight'][0] = value
+    save_file(weights, checkpoint/'model.safetensors')
+    edit(checkpoint, lambda about: about['files'].pop('model.safetensors'), seal=True)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused(value, checkpoint):
+    spoil(checkpoint, value)
+    refused(checkpoint, 'seg_head.0.weight', 'NaN or infinity')
+
+
+def test_maps_that_are_not_finite_are_refused_for_each_image(shapes, tmp_path):
+    "The weights of this model became NaN after it was loaded"
+    dataset = open_data(replace(CONFIG, data=str(shapes)), part='val')
+    model = build_model(CONFIG, build_text(CONFIG, dataset.classes)).eval()
+    with torch.no_grad(): model.head.weight.fill_(float('nan')), model.seg_head[0].weight.fill_(float('nan'))
+    pictures = sorted((shapes/'JPEGImages').glob('*'))[:2]
+    done, before, failures = predict_files(Predictor(model, 'cpu', (1.,)), pictures, tmp_path/'out')
+    assert (done, before) == (0, 0) and not list((tmp_path/'out').glob('*.png'))
+    assert all(str(path) in line and 'NaN' in line for path, line in zip(pictures, failures))
+    for score in (evaluate_cams, evaluate_segmentation):
+        with pytest.raises(InputError, match='NaN or infinity'): score(model, dataset, (1.,), False)
