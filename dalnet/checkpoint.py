@@ -18,7 +18,7 @@ from .build import build_model
 from .config import config_from, differences
 from .core import InputError, first_line, own_parts
 from .model import DALNet
-from .settings import TrainConfig, shown
+from .settings import TrainConfig
 from .text import TextEmbeddings
 
 # %% ../nbs/train/checkpoint.ipynb #0fce6ae9
