@@ -56,7 +56,7 @@ _TERMS = dict(dalnet='cls inter im ex ptc seg reg local region', toco='cls inter
 
 @dataclass
 class _LossSettings(_NetworkSettings):
-    "Losses and pseudo labels"
+    "The method and the weights of its losses"
     method:str = 'dalnet'          # "dalnet", or a rival: "toco", or classification alone on the "vit" or the "cnn"
     weight_cls:float = 1.          # weight of L_cls
     weight_inter:float = 1.        # weight of L_inter
@@ -71,6 +71,17 @@ class _LossSettings(_NetworkSettings):
     ctc_temperature:float = .5     # its temperature; ToCo's for COCO is 1
     ctc_momentum:float = .9        # share that the teacher's projection head keeps of itself in each step
 
+    @property
+    def weights(self):
+        "The weights of the losses by the names of their terms, 0 for those that the method does not have"
+        names = [setting.name for setting in fields(_LossSettings) if setting.name.startswith('weight_')]
+        weights, terms = {name.removeprefix('weight_'): getattr(self, name) for name in names}, _TERMS[self.method]
+        return {name: weight if name in terms.split() else 0. for name, weight in weights.items()}
+
+# %% ../nbs/train/settings.ipynb #c87c9c46
+@dataclass
+class _LabelSettings(_LossSettings):
+    "Pseudo labels, GIA and LEA"
     # pseudo labels
     seg_start:int = 2000           # iterations before L_seg and L_reg join
     ptc_start:int = 0              # iterations before L_ptc joins, and ToCo's class token contrast
@@ -91,16 +102,9 @@ class _LossSettings(_NetworkSettings):
     similarity:str = 'map'         # how a cosine gets into a logarithm: "map" or "clamp"
     tag_reduce:str = 'sum'         # LEA with several tags: "sum" or "mean"
 
-    @property
-    def weights(self):
-        "The weights of the losses by the names of their terms, 0 for those that the method does not have"
-        names = [setting.name for setting in fields(_LossSettings) if setting.name.startswith('weight_')]
-        weights, terms = {name.removeprefix('weight_'): getattr(self, name) for name in names}, _TERMS[self.method]
-        return {name: weight if name in terms.split() else 0. for name, weight in weights.items()}
-
 # %% ../nbs/train/settings.ipynb #030d22ee
 @dataclass
-class _CropSettings(_LossSettings):
+class _CropSettings(_LabelSettings):
     "Augmentation"
     augment:str = 'toco'           # "toco", "dino", or "standard" (rescale, crop, jitter)
     global_views:int = 2           # global views of each image (multi-crop); after the first, for GIA or ToCo only
