@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['label_iou', 'over_under', 'image_miou', 'boundary', 'boundary_counts', 'Group', 'iou_by_size', 'iou_by_tags',
-           'Confusion', 'confusion_pairs', 'Tally']
+           'Confusion', 'confusion_pairs', 'Tally', 'Worst', 'Watch', 'error_map']
 
 # %% ../nbs/evidence/errors.ipynb #544f5fb5
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from .bootstrap import image_counts
 from .core import IGNORE, check_choice
 from .metrics import ConfusionMatrix
+from .pages import COLOURS
 
 # %% ../nbs/evidence/errors.ipynb #26aebe51
 def label_iou(
@@ -147,3 +148,46 @@ class Tally:
     def counts(self): return torch.stack(self._counts)                    # (N,L,3)
     @property
     def boundaries(self): return torch.stack(self._boundaries)            # (N,L,3)
+
+# %% ../nbs/evidence/errors.ipynb #a7d10c02
+@dataclass
+class Worst:
+    "An image that went wrong"
+    miou:float           # in [0,1], over the labels in its truth or its prediction
+    index:int            # in the dataset
+    label:Tensor         # (H,W) uint8, predicted
+
+class Watch:
+    "Counts one kind of prediction and keeps the worst images, for `each` of the functions that evaluate"
+    def __init__(self,
+        kind:str, # of prediction, such as "cam"
+        n:int, # number of labels, background included
+        worst:int=10 # how many images to keep
+    ):
+        self.kind, self.tally, self.most, self.worst = kind, Tally(n), worst, []
+
+    def __call__(self,
+        kind:str, # of prediction; others are ignored
+        label:Tensor, # (H,W) int labels
+        target:Tensor # (H,W) int labels; 255 is left out
+    ):
+        "Count an image"
+        if kind != self.kind: return
+        miou = image_miou(self.tally.update(label, target)[None]).item()
+        if math.isnan(miou): return                                       # nothing in it has a label
+        self.worst.append(Worst(miou, len(self.tally) - 1, label.byte().cpu()))
+        self.worst = sorted(self.worst, key=lambda image: image.miou)[:self.most]
+
+# %% ../nbs/evidence/errors.ipynb #a7d10c05
+def error_map(
+    label:Tensor, # (H,W) int labels, predicted
+    target:Tensor # (H,W) int labels; 255 is left out
+)->Tensor: # (H,W,3) uint8
+    "Paint what is right, labelled too much, missed, and labelled as another class"
+    label, given, real = label.to(target), label > 0, target > 0
+    kinds = dict(right=given & (label == target), over=given & ~real, under=~given & real,
+                 wrong=given & real & (label != target))
+    picture = torch.full((*target.shape, 3), 240, dtype=torch.uint8)
+    for kind, where in kinds.items(): picture[where] = torch.tensor(list(bytes.fromhex(COLOURS[kind][1:]))).byte()
+    picture[target == IGNORE] = 160
+    return picture

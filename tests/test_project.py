@@ -69,7 +69,7 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options settings'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options pages settings'.split(), set()),
     **dict.fromkeys('bootstrap cam crf errors gia images lattice lea masks measure metrics'.split(), {'torch'}),
     **dict.fromkeys('pseudo refine report segment shapes text'.split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers'.split(), TABLES),
@@ -80,7 +80,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
     **dict.fromkeys('bench bench_growth bench_steps bench_use evaluation inference label_files step threshold'
                     .split(), RUN),
-    'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
+    'run_report': RUN, 'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
 
 
