@@ -48,9 +48,9 @@ def html_table(
 # %% ../nbs/evidence/pages.ipynb #a242a3b8
 def _marks(points, marks, at):
     "A dashed line, a dot and a name for each mark"
-    for row, (title, value) in enumerate(marks.items()):
+    for row, (title, value) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
         (x, y), (_, floor), height = at(value, points[value]), at(value, 0), 12 + 14*row
-        side, anchor = (4, 'start') if value < .6 else (-4, 'end')
+        side, anchor = (4, 'start') if value < .7 else (-4, 'end')
         yield f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{height - 9}" y2="{floor}"/>'
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
         yield f'<text x="{x + side:.1f}" y="{height}" text-anchor="{anchor}">{escape(title)}</text>'

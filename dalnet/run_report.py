@@ -177,7 +177,7 @@ def _confusions(found):
         tables += [f'<h3>{title}</h3>', html_table(['true → predicted', 'of all errors (%)', 'pixels'], rows)]
     if not tables: return ''
     return html_section('Confusions', (
-        'Each row is the share that one pair of labels has in all wrong pixels; a wrong class is an error of recognition, '
+        'Each row is the share of one pair of labels in all wrong pixels; a wrong class is an error of recognition, '
         'the other two are errors of extent.'), *tables)
 
 def _worst(found, dataset):
