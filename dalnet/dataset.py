@@ -7,7 +7,7 @@ __all__ = ['ImageDataset', 'keep_good', 'read_lines', 'check_classes', 'read_cla
            'tag_problems', 'read_everything']
 
 # %% ../nbs/data/dataset.ipynb #d30530c5
-import hashlib, os, re, unicodedata
+import hashlib, os, re, sys, unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -78,6 +78,13 @@ def _decode_at_most(image, long_side):
     rgb = decode(image, long_side/side)
     return rgb.resize([max(1, round(pixels*long_side/max(rgb.size))) for pixels in rgb.size], Image.LANCZOS)
 
+def _read_kept(path):
+    "A decoded copy, or None if it is damaged"
+    try: return Image.fromarray(np.load(path)).convert('RGB')
+    except Exception:                                                    # numpy and PIL raise many kinds
+        print(f'{path}: the decoded copy is damaged; the image is decoded again', file=sys.stderr)
+
+
 # %% ../nbs/data/dataset.ipynb #9efa2c06
 @patch
 def keep_decoded(self:ImageDataset,
@@ -97,7 +104,7 @@ def picture(self:ImageDataset,
     folder, long_side = self.decoded
     with image:
         path = _kept_file(image, folder, long_side)
-        if path.is_file(): return Image.fromarray(np.load(path))
+        if path.is_file() and (kept := _read_kept(path)): return kept
         rgb = _decode_at_most(image, long_side)
     write_whole(path, lambda part: np.save(part, np.asarray(rgb)))
     return rgb

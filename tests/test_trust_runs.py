@@ -2,7 +2,8 @@
 import json, shutil, signal, subprocess
 from dataclasses import replace
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from dalnet.build import build_model, build_text, check_encoder_options, open_data
 from dalnet.bench_cli import dalnet_bench
@@ -10,11 +11,14 @@ from dalnet.checkpoint import Checkpoint, _seal, has_segmentation
 from dalnet.cli import dalnet_data, dalnet_demo, dalnet_predict, dalnet_train
 from dalnet.config import PRESETS
 from dalnet.core import InputError
+from dalnet.data import open_dataset
 from dalnet.evaluation import evaluate_cams, evaluate_segmentation
 from dalnet.fetch import dalnet_fetch
+from dalnet.index import build_index
 from dalnet.inference import Predictor
 from dalnet.label_files import predict_files
 from dalnet.tables import dalnet_tables
+from dalnet.text import TextEmbeddings
 from test_cli import BIN, command, error_of
 
 CONFIG = replace(PRESETS['demo'], encoder_options=dict(depth=3, patch_size=16, img_size=32), seg_width=16)
@@ -164,6 +168,25 @@ def test_maps_that_are_not_finite_are_refused_for_each_image(shapes, tmp_path):
         with pytest.raises(InputError, match='NaN or infinity'): score(model, dataset, (1.,), False)
 
 
+# text files
+
+VECTORS = dict(names=np.array(['cat', 'dog']), prompts=np.array(['a cat', 'a dog']), fg=np.eye(2, 8), bg=np.ones((1, 8)))
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(fg=np.zeros((2, 8))), 'zero'), (dict(bg=np.zeros((1, 8))), 'zero'),
+    (dict(fg=np.ones((2, 0)), bg=np.ones((1, 0))), '0 wide'),
+    (dict(fg=np.zeros((2, 8), 'M8[s]')), 'not numbers'), (dict(bg=np.ones((1, 8), bool)), 'not numbers'),
+    (dict(fg=np.ones((2, 8), complex)), 'not numbers'), (dict(names=np.array([1, 2])), 'not all text'),
+    (dict(prompts=np.array([1., 2.])), 'not all text'), (dict(names=np.array(['cat', 'cat'])), 'twice')])
+def test_text_files_of_other_things_are_refused(change, words, tmp_path):
+    np.savez(tmp_path/'text.npz', **VECTORS)
+    assert TextEmbeddings.load(tmp_path/'text.npz').names == ('cat', 'dog')
+    np.savez(tmp_path/'text.npz', **VECTORS | change)
+    with pytest.raises(InputError, match=words) as caught: TextEmbeddings.load(tmp_path/'text.npz')
+    assert 'text.npz' in str(caught.value)
+
+
 # what happens to a run
 
 def train(data, out, *more, **options):
@@ -267,7 +290,7 @@ def test_a_bug_is_one_line_and_a_file(capsys, monkeypatch):
     (dalnet_train, ['--data', 'x', '--zzzz', '3'], '--help'), (dalnet_predict, [], '--help'),
     (dalnet_data, ['tgas', 'x'], 'tags'), (dalnet_data, ['tags', 'x', '--quik'], '--quick'),
     (dalnet_bench, ['stepp'], 'step'), (dalnet_bench, ['step', '--round', 3, '--devise', 'cpu'], '--device'),
-    (dalnet_fetch, ['--prest', 'voc_mini'], '--preset'), (dalnet_tables, ['--gird', 'x'], '--help')])
+    (dalnet_fetch, ['--prest', 'voc_mini'], '--preset'), (dalnet_tables, ['x', '--budgt', '1h'], '--budget')])
 def test_a_wrong_option_is_one_line_with_the_nearest(call, argv, near, capsys):
     code, lines = said(call, capsys, *argv)
     assert code == 2 and len(lines) == 1 and lines[0].startswith('error: ') and near in lines[0], lines
@@ -279,3 +302,32 @@ def test_a_killed_scoring_names_the_checkpoint(data, tmp_path, capsys, monkeypat
     code, lines = said(dalnet_train, capsys, '--preset', 'demo', '--data', data, '--out', tmp_path/'run',
                        '--iterations', 1, '--batch-size', 1, '--warmup', 0, '--encoder-options', '{"depth": 2}')
     assert code == 128 + signal.SIGTERM and 'dalnet_eval' in lines[-1] and 'iter_000001' in lines[-1], lines
+
+
+# caches
+
+@pytest.mark.parametrize('name', ['index.arrow', 'about.json'])
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:-9], lambda data: b'', lambda data: data[:-30] + b'x' + data[-29:]])
+def test_a_damaged_index_is_built_again(name, damage, tmp_path, capsys):
+    Image.new('RGB', (8, 8)).save(tmp_path/'a.jpg')
+    (tmp_path/'tags.csv').write_text('image,tags\na.jpg,cat\n')
+    path = build_index(tmp_path/'tags.csv')/name
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert open_dataset(tmp_path/'tags.csv').classes == ('cat',) and path.read_bytes() == before
+    assert 'is damaged; it is built again' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:99], lambda data: b'', lambda data: data.replace(b'|u1', b'<f8')])
+def test_a_damaged_decoded_copy_is_made_again(damage, tmp_path, capsys):
+    Image.new('RGB', (8, 8), 'red').save(tmp_path/'a.png')
+    (tmp_path/'tags.csv').write_text('image,tags\na.png,cat\n')
+    dataset = open_dataset(tmp_path/'tags.csv')
+    dataset.keep_decoded(tmp_path/'kept')
+    before = dataset[0]['image']
+    path, = (tmp_path/'kept').rglob('*.npy')
+    path.write_bytes(damage(path.read_bytes()))
+    assert torch.equal(dataset[0]['image'], before) and torch.equal(dataset[0]['image'], before)
+    assert capsys.readouterr().err.count('is damaged; the image is decoded again') == 1
