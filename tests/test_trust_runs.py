@@ -170,7 +170,8 @@ def test_maps_that_are_not_finite_are_refused_for_each_image(shapes, tmp_path):
 
 # text files
 
-VECTORS = dict(names=np.array(['cat', 'dog']), prompts=np.array(['a cat', 'a dog']), fg=np.eye(2, 8), bg=np.ones((1, 8)))
+VECTORS = dict(names=np.array(['cat', 'dog']), prompts=np.array(['a cat', 'a dog']), fg=np.eye(2, 8),
+               bg=np.ones((1, 8)))
 
 
 @pytest.mark.parametrize('change, words', [
