@@ -231,7 +231,8 @@ def iteration(cls:Checkpoint,
 def check_same(
     folder:Path, # a checkpoint
     config:TrainConfig, # of the run that is to resume from it
-    text:TextEmbeddings # of its classes
+    text:TextEmbeddings, # of its classes
+    images:str='' # `list_fingerprint` of its images; "" = not compared
 ):
     "Raise an `InputError` unless a run with these settings and classes can resume from a checkpoint"
     about = _read_about(folder)
@@ -248,6 +249,13 @@ def check_same(
         raise InputError(f'{folder}: a run with other classes ({there!r} there, {here!r} in the data); {advice}')
     if not (folder/'optimizer.safetensors').is_file() and about['iteration'] < config.iterations:
         raise InputError(f'{folder}/optimizer.safetensors: file not found, so the run cannot resume; {advice}')
+    before = (about['state'] or {}).get('images', images)
+    if images and before != images and about['iteration'] < config.iterations:
+        line = f'{folder}: a run on another list of images or tags ({shown(before)} there, {shown(images)} here)'
+        if not config.skip_bad:
+            raise InputError(f'{line}; restore the data; {advice}')
+        print(f'{line}; resumed, as skip_bad is set', file=sys.stderr)
+
 
 # %% ../nbs/train/checkpoint.ipynb #cf224a9f
 @patch(cls_method=True)

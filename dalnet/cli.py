@@ -6,7 +6,7 @@
 __all__ = ['dalnet_train', 'dalnet_eval', 'dalnet_predict', 'dalnet_pseudo_labels', 'dalnet_data', 'dalnet_demo']
 
 # %% ../nbs/use/cli.ipynb #81a6d666
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from .config import write_config
 from .core import InputError
@@ -55,6 +55,7 @@ def _train_and_score(config, args):
     from dalnet.evaluation import evaluate_cams, report_scores
     from dalnet.processes import print_rank0, resolve_device
     from dalnet.training import train
+    from dalnet.watch import Interrupted
     device, images = resolve_device(config.device, config.timeout), training_data(config)
     if args.dry_run:
         return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in dry_run(config, images).items()))
@@ -70,9 +71,13 @@ def _train_and_score(config, args):
     print_rank0(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
     if not dataset: return
     model = Checkpoint.load(last, device)[0]
-    report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
-                  scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
-                  threshold=_threshold(config.cam_threshold, model, config, device))
+    try:
+        report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
+                      scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
+                      threshold=_threshold(config.cam_threshold, model, config, device))
+    except KeyboardInterrupt as error:
+        raise Interrupted(f'the scoring was stopped; the training is complete: dalnet_eval {last} scores it',
+                          getattr(error, 'number', signal.SIGINT)) from None
 
 @console_command
 def dalnet_train(

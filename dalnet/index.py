@@ -6,7 +6,7 @@
 __all__ = ['find_source', 'open_table', 'build_index']
 
 # %% ../nbs/data/index.ipynb #900a344f
-import hashlib, json, os
+import hashlib, json, os, sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ def _key(what):
     else:
         stats = [(str(path.resolve()), path.stat()) for path in files]
     stamp = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    text = repr((2, str(files[0].resolve()), stamp)).encode('utf-8', 'surrogateescape')
+    text = repr((3, str(files[0].resolve()), stamp)).encode('utf-8', 'surrogateescape')
     return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 def open_table(
@@ -146,20 +146,36 @@ def _write_arrow(batches, ids, path):
     with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_file(file, _SCHEMA) as out:
         for batch in batches: out.write(_encode(batch, ids).cast(_SCHEMA))
 
+def _fingerprint(folder, about):
+    "Hash of an index and of what is recorded about it"
+    with pa.memory_map(str(folder/'index.arrow')) as file: found = hashlib.blake2b(file.read_buffer(), digest_size=16)
+    found.update(json.dumps(about).encode())
+    return found.hexdigest()
+
+def _is_whole(folder):
+    "Whether an index in the cache is as it was written"
+    try:
+        about = json.loads((folder/'about.json').read_text())
+        return about.pop('fingerprint') == _fingerprint(folder, about)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError): return False
+
 def build_index(
     source:str|Path # anything that `find_source` recognises
 )->Path: # folder with index.arrow and about.json
     "Read a tagged dataset into an Arrow file in the cache, or find it there"
     reader, what, _ = find_source(source)
     folder, ids, problems = cache_folder('index', _key(what)), {}, []
-    if (folder/'about.json').is_file(): return folder
+    if (folder/'about.json').is_file():
+        if _is_whole(folder): return folder
+        print(f'{folder}: the index of {source} is damaged; it is built again', file=sys.stderr)
     try: write_whole(folder/'index.arrow', partial(_write_arrow, reader(what, problems), ids))
     except OSError as error:
         raise InputError(f'{source}: its index cannot be written ({first_line(error)}); '
                          f'check {folder.parent}, or name another folder in $DALNET_CACHE') from None
     lines = _unusable(open_table(folder), what)
     problems = [' '.join(line.splitlines()) for line in [*problems, *lines.values()]]
-    about = json.dumps(dict(source=str(source), tags=list(ids), problems=problems, left_out=sorted(lines)))
-    write_whole(folder/'about.json', lambda path: path.write_text(about))
+    about = dict(source=str(source), tags=list(ids), problems=problems, left_out=sorted(lines))
+    text = json.dumps(about | dict(fingerprint=_fingerprint(folder, about)))
+    write_whole(folder/'about.json', lambda path: path.write_text(text))
     pa.default_memory_pool().release_unused()
     return folder
