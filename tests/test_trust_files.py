@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from dalnet.build import build_model, build_text
 from dalnet.checkpoint import Checkpoint
-from dalnet.coco_annotations import load_annotations
+from dalnet.coco_annotations import load_annotations, render_mask
 from dalnet.config import PRESETS
 from dalnet.core import InputError
 from dalnet.dataset import read_lines
 from dalnet.inference import Predictor
-from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, upright_size
+from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, save_mask, upright_size
 from dalnet.label_files import predict_files, pseudo_label_files
 from dalnet.shapes import SHAPE_CLASSES
 from dalnet.tagged import TaggedImageDataset
 from dalnet.transforms import EvalTransform
 from dalnet.voc import VOCDataset
 from dalnet.voc_tags import read_onehot
-from test_bad_data import one_line, picture, state, table
+from test_bad_data import mine, one_line, picture, state, table
 
 
 @pytest.fixture(scope='module')
@@ -273,3 +273,77 @@ def test_greys_without_a_range_are_one_line(predictor, tmp_path, value, kind):
     path = tiff(tmp_path/'a.tif', pixels, 32)
     one_line(lambda: load_image(path), 'a.tif', 'pixels range')
     assert predict_files(predictor, [path], tmp_path/'out')[0] == 0
+
+
+# nothing disappears unseen
+
+def test_members_of_an_archive(predictor, tmp_path):
+    png = io.BytesIO()
+    save_mask(np.zeros((24, 32)), png)
+    with tarfile.open(tmp_path/'a.tar', 'w') as file:
+        for name, data in [('a.seg.png', png.getvalue()), ('a.jpg', jpeg()), ('a.cls', b'0'), ('b.v1.jpg', jpeg(1)),
+                           ('b.v2.jpg', jpeg(2)), ('b.cls', b'1')]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+        for name, kind in (('link.jpg', tarfile.SYMTYPE), ('hard.jpg', tarfile.LNKTYPE), ('pipe.jpg', tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, 'a.jpg'
+            file.addfile(info)
+    done, _, failures = predict_files(predictor, [tmp_path/'a.tar'], tmp_path/'out')
+    assert (done, len(failures)) == (3, 3) and all('pack plain files' in line for line in failures)
+    assert np.asarray(Image.open(tmp_path/'out/a_overlay.jpg')).std() > 20           # the picture, not its mask
+    ds = TaggedImageDataset(tmp_path/'a.tar', skip_bad=True)
+    assert list(ds.names) == ['a', 'b.v1', 'b.v2'] and len(ds.skipped) == 3
+
+
+@pytest.mark.parametrize('cut', [512, 1024, 1536])
+def test_an_archive_that_ends_early_or_goes_on(predictor, tmp_path, cut):
+    whole = archive(tmp_path/'a.tar', [(f'{i}.jpg', jpeg(i)) for i in range(3)]).read_bytes()
+    starts = [i for i in range(0, len(whole), 512) if whole[i + 257:i + 262] == b'ustar']
+    for data in (whole[:starts[2]], whole[:starts[2] + cut], whole[:starts[1]] + b'x'*cut + whole[starts[1]:], whole*2):
+        (tmp_path/'b.tar').write_bytes(data)
+        one_line(lambda: TaggedImageDataset(tmp_path/'b.tar', allow_untagged=True, skip_bad=True), 'b.tar')
+        one_line(lambda: predict_files(predictor, [tmp_path/'b.tar'], tmp_path/'out'), 'b.tar')
+
+
+def test_a_split_that_is_misspelt_is_named(mine):
+    path = table(mine.parent, 'image,tags,split\na.jpg,cat,train\nb.jpg,dog,trian\nc.jpg,cat,val\n')
+    lines = TaggedImageDataset(path).skipped
+    assert len(lines) == 1 and '1 images of the split "trian"' in lines[0]
+    assert not TaggedImageDataset(path, 'trian').skipped and not TaggedImageDataset(path, part='val').skipped
+
+
+def test_one_image_by_two_paths(mine):
+    path = table(mine.parent, f'image,tags\na.jpg,cat\n{mine.parent}/a.jpg,dog\n{mine.parent}//b.jpg,dog\n.//b.jpg,cat\n')
+    one_line(lambda: TaggedImageDataset(path), 'listed twice (see also row')
+    left = TaggedImageDataset(path, skip_bad=True)
+    assert list(left.names) == ['a', 'b'] and len(left.skipped) == 2
+
+
+def annotations(folder, change):
+    "An annotation file of one crowd, after a change to it"
+    shape = [[0, 0, 8, 0, 8, 8]]
+    data = dict(images=[dict(id=1, file_name='a.jpg', height=24, width=32)], categories=[dict(id=3, name='cat')],
+                annotations=[dict(id=5, image_id=1, category_id=3, iscrowd=0, area=32, segmentation=shape)])
+    change(data)
+    path = folder/'instances_val.json'
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize('crowd, value', [('0', 1), ('1', 255), (False, 1), (None, 1), (1.0, 255)])
+def test_numbers_as_text_in_annotations(tmp_path, crowd, value):
+    coco = load_annotations(annotations(tmp_path, lambda data: data['annotations'][0].update(iscrowd=crowd, area='32')))
+    assert render_mask((24, 32), coco.imgToAnns[1], {3: 1}).max() == value
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda data: data['annotations'][0].update(iscrowd='no'), 'iscrowd "no"'),
+    (lambda data: data['annotations'][0].update(iscrowd=2), 'iscrowd 2'),
+    (lambda data: data['annotations'][0].update(area='large'), 'area "large"'),
+    (lambda data: data['annotations'][0].update(area=[1]), 'area [1]'),
+    (lambda data: data['images'].append(dict(data['images'][0], file_name='b.jpg')), 'image 1 is listed twice'),
+    (lambda data: data['categories'].append(dict(id=3, name='dog')), 'category 3 is listed twice')])
+def test_annotations_that_contradict(tmp_path, change, words):
+    one_line(lambda: load_annotations(annotations(tmp_path, change)), 'instances_val.json', words)
