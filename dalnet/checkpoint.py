@@ -109,7 +109,7 @@ def _read_about(folder):
         settings = _BEFORE | dict(about['config'])
         return about | dict(config=config_from(settings, Path(folder)/'config.json'))
     except InputError: raise
-    except (ValueError, KeyError, TypeError) as error: raise _not_ours(folder, error) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error: raise _not_ours(folder, error) from None
 
 def _fit(folder, state, own, encoder):
     "Raise an `InputError` if names or shapes of tensors differ from the model's"

@@ -137,9 +137,11 @@ def _covered(counts):
         piece = byte - 48
         value |= (piece & 31) << shift
         shift += 5
+        if shift > 60: raise ValueError('a run length has too many digits')
         if piece & 32: continue                    # more chunks of this number follow
         if piece & 16: value -= 1 << shift         # it is negative
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0: raise ValueError('a run length is negative')
         value, shift = 0, 0
     return sum(runs)
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import wraps
 from .config import PRESETS, config_from, read_config
 from .settings import TrainConfig, setting_docs
-from .core import InputError
+from .core import InputError, one_line
 
 # %% ../nbs/use/options.ipynb #f4799be1
 def _explain(error):
@@ -22,7 +22,7 @@ def _explain(error):
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = 'make room' if full else 'check the path and its permissions'
-        return 2, f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}'
+        return 2, one_line(f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}')
     number = getattr(error, 'number', signal.SIGINT) or signal.SIGTERM         # `Interrupted` knows its signal
     return 128 + number, str(error) or 'interrupted'
 

@@ -1,13 +1,16 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, shutil, socket, struct, subprocess, sys, tarfile
+import io, json, os, shutil, socket, struct, subprocess, sys, tarfile, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 from dalnet.build import build_model, build_text
 from dalnet.checkpoint import Checkpoint
+from dalnet.cli import dalnet_data
 from dalnet.coco_annotations import load_annotations, render_mask
 from dalnet.config import PRESETS
 from dalnet.core import InputError
@@ -17,6 +20,7 @@ from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, loa
 from dalnet.label_files import predict_files, pseudo_label_files
 from dalnet.shapes import SHAPE_CLASSES
 from dalnet.tagged import TaggedImageDataset
+from dalnet.text import TextEmbeddings
 from dalnet.transforms import EvalTransform
 from dalnet.voc import VOCDataset
 from dalnet.voc_tags import read_onehot
@@ -347,3 +351,88 @@ def test_numbers_as_text_in_annotations(tmp_path, crowd, value):
     (lambda data: data['categories'].append(dict(id=3, name='dog')), 'category 3 is listed twice')])
 def test_annotations_that_contradict(tmp_path, change, words):
     one_line(lambda: load_annotations(annotations(tmp_path, change)), 'instances_val.json', words)
+
+
+# bounds
+
+def seconds(work, *words):
+    "The processor time of an error of one line"
+    start = time.process_time()
+    assert len(one_line(work, *words)) < 1000
+    return time.process_time() - start
+
+
+def test_limits_are_quick_and_named(tmp_path, predictor):
+    wide = table(tmp_path, ','.join(f'c{i}' for i in range(10**6)) + '\n', 'wide.csv')
+    assert seconds(lambda: TaggedImageDataset(wide), '1,000,000 columns', '10,000') < 5
+    header = ['image', 'tags', *(f'c{i}' for i in range(9000)), 'c7']
+    assert seconds(lambda: TaggedImageDataset(table(tmp_path, ','.join(header) + '\n')), 'two columns are called "c7"') < 5
+    shape = dict(counts='o'*10**6, size=[24, 32])
+    long = dict(id=1, category_id=3, iscrowd=1, area=1, segmentation=shape)
+    assert seconds(lambda: render_mask((24, 32), [long], {3: 1}), 'too many digits') < 5
+    Image.new('1', (13_300, 13_300)).save(tmp_path/'large.png')
+    assert (tmp_path/'large.png').stat().st_size < 30_000
+    assert seconds(lambda: load_image(tmp_path/'large.png'), 'large.png', '120,000,000 pixels') < 1
+    assert seconds(lambda: load_mask(tmp_path/'large.png', 3), 'large.png', '120,000,000 pixels') < 1
+    assert predict_files(predictor, [tmp_path/'large.png'], tmp_path/'out')[0] == 0
+
+
+# one line each
+
+DEEP = '['*200_000 + ']'*200_000
+
+
+@pytest.mark.parametrize('name, text', [
+    ('a.json', DEEP), ('a.json', '{"samples": ' + DEEP + '}'), ('a.json', '{"samples": [{"filepath": "a.jpg"}, 3]}'),
+    ('a.json', '{"labels": {"a": {"label": 1}, "b": [{}]}}'), ('a.json', '[{"data": 3}]'), ('a.jsonl', DEEP),
+    ('a.jsonl', '{"image": "a.jpg", "tags": ' + '['*400 + ']'*400 + '}'), ('a.jsonl', '{"image": ["a"], "tags": 1}'),
+    ('a.csv', 'image,tags,tags\na.jpg,cat,dog\n'), ('a.csv', b'image,tags\n\xff\xfe.jpg,cat\n')])
+def test_odd_tables_are_one_line(mine, name, text):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name)
+
+
+def test_parquet_with_a_column_twice(mine):
+    columns = pa.Table.from_arrays([pa.array(['a.jpg']), pa.array(['cat']), pa.array(['dog'])], ['image', 'tags', 'tags'])
+    pa.parquet.write_table(columns, mine.parent/'a.parquet')
+    one_line(lambda: TaggedImageDataset(mine.parent/'a.parquet'), 'two columns are called "tags"')
+
+
+def test_sparse_members(predictor, tmp_path):
+    with open(tmp_path/'a.jpg', 'wb') as file: file.truncate(10**6), file.write(jpeg())
+    subprocess.run(['tar', '-cSf', tmp_path/'a.tar', '-C', tmp_path, 'a.jpg'], check=True)
+    done, _, failures = predict_files(predictor, [tmp_path/'a.tar'], tmp_path/'out')
+    assert done == 0 and len(failures) == 1
+
+
+@pytest.mark.parametrize('array', [np.array(3.), np.array('x'), np.array(None), np.zeros((4, 5), 'U1'), np.zeros((3, 0))])
+def test_odd_arrays(tmp_path, array):
+    one_line(lambda: as_image(array))
+    np.savez(tmp_path/'a.npz', names=np.array('cat'), prompts=np.array('cat'), fg=np.array(1.), bg=np.array(1.))
+    one_line(lambda: TextEmbeddings.load(tmp_path/'a.npz'), 'a.npz')
+
+
+def test_odd_names(predictor, tmp_path):
+    names = [b'\xff\xfe.jpg', b'red\x1b[31m.jpg', b'two\nlines.jpg', b'x'*239 + b'.jpg', b'y'*251 + b'.jpg']
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    for i, name in enumerate(names): (folder/os.fsdecode(name)).write_bytes(jpeg(i))
+    done, _, failures = predict_files(predictor, [folder], tmp_path/'out')
+    assert done == 4 and len(failures) == 1 and 'shorten it' in failures[0] and failures[0].isprintable()
+    (folder/'bad\x1b\udcff.jpg').write_bytes(b'no image')
+    line = predict_files(predictor, [folder], tmp_path/'out')[2][0]
+    assert line.isprintable() and r'bad\x1b\udcff.jpg' in line
+
+
+def test_an_out_folder_without_a_name(predictor, checkpoint, tmp_path):
+    for out in ('', table(tmp_path, '', 'file')):
+        one_line(lambda: predict_files(predictor, [tmp_path], out), 'out')
+        one_line(lambda: pseudo_label_files(checkpoint, out), 'out')
+
+
+def test_problems_are_summed_up(tmp_path, capsys):
+    path = table(tmp_path, 'image,tags\na.jpg,cat\n' + ''.join(f'no{i}.jpg,cat\n' for i in range(500)))
+    (tmp_path/'a.jpg').write_bytes(jpeg())
+    for options, lines in (([], 20), (['--all'], 500)):
+        with pytest.raises(SystemExit): dalnet_data(['tags', str(path), '--quick', *options])
+        out = capsys.readouterr().out
+        assert out.count('problem: ') == lines and ('480 more; --all' in out) == (not options)
