@@ -19,6 +19,7 @@ from .config import config_from, differences
 from .core import InputError, first_line, own_parts
 from .model import DALNet
 from .settings import TrainConfig
+from .values import shown
 from .text import TextEmbeddings
 
 # %% ../nbs/train/checkpoint.ipynb #0fce6ae9

@@ -9,7 +9,7 @@ __all__ = ['dalnet_train', 'dalnet_eval', 'dalnet_predict', 'dalnet_pseudo_label
 import os, signal, sys, time
 from pathlib import Path
 from .config import write_config
-from .core import InputError
+from .core import InputError, one_line
 from .options import console_command, crf_engine, flag, numbers, parse_config, parse_options
 
 # %% ../nbs/use/cli.ipynb #ff067f19
@@ -203,7 +203,7 @@ def dalnet_eval(
 def _report(done, before, failures, out):
     "Print a summary and one line for each failure; exit code 1 if there is any"
     from dalnet.processes import barrier, explain_lost_rank, is_main, print_rank0
-    print_rank0(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
+    print_rank0(f'{done} labelled, {before} done before, {len(failures)} failed: {one_line(out)}')
     for line in failures if is_main() else []: print(f'failed: {line}', file=sys.stderr)
     with explain_lost_rank(): barrier()  # a launcher stops all processes when the first exits with an error
     if failures: sys.exit(1)
@@ -287,6 +287,8 @@ def _data_options(parser):
         'folder that the images\' names start from; default: the table\'s own'))
     tags.add_argument('--few', type=int, default=20, help='a class with fewer images is said to be rare (20)')
     tags.add_argument('--quick', action='store_true', help='do not decode the images')
+    for kind in (voc, coco, tags):
+        kind.add_argument('--all', action='store_true', help='list every problem, not only the first 20')
 
 @console_command
 def dalnet_data(
@@ -294,13 +296,12 @@ def dalnet_data(
 ):
     "Inspect a dataset before training; see `dalnet_data --help`"
     options = vars(parse_options(argv, 'Look at a dataset before anything is trained on it.', _data_options))
-    from dalnet.check import check_coco, check_tagged, check_voc
-    kind = options.pop('kind')
+    from dalnet.check import check_coco, check_tagged, check_voc, summary
+    kind, most = options.pop('kind'), None if options.pop('all') else 20
     if kind == 'voc': lines, problems = check_voc(**options)
     elif kind == 'coco': lines, problems = check_coco(**options)
     else: lines, problems = check_tagged(**options)
-    print(*lines, sep='\n')
-    for problem in problems: print(f'{"problem" if kind == "tags" else "missing"}: {problem}')
+    print(*summary(lines, problems, 'problem' if kind == 'tags' else 'missing', most), sep='\n')
     if problems: sys.exit(1)
 
 # %% ../nbs/use/cli.ipynb #688971da

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import wraps
 from .config import PRESETS, config_from, read_config
 from .settings import TrainConfig, setting_docs
-from .core import InputError, first_line
+from .core import InputError, first_line, one_line
 
 # %% ../nbs/use/options.ipynb #f4799be1
 _REPORTS = 'https://github.com/dalnet/dalnet/issues'
@@ -36,7 +36,7 @@ def _explain(error):
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = 'make room' if full else 'check the path and its permissions'
-        return 2, f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}'
+        return 2, one_line(f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}')
     if isinstance(error, MemoryError) or 'out of memory' in str(error) or "can't allocate memory" in str(error):
         return 2, f'error: out of memory ({first_line(error)}); use smaller images, tiles or batches'
     if isinstance(error, Exception): return _bug(error)

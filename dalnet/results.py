@@ -118,7 +118,7 @@ def check_free(
     try:
         record = json.loads(files[2].read_text(encoding='utf-8'))
         source, folder, name = record['source'], record['folder'], record['source']['name']
-    except (ValueError, KeyError, TypeError): return                     # damaged: it is made again
+    except (ValueError, KeyError, TypeError, RecursionError): return     # damaged: it is made again
     if (folder, name) != (_folder_of(image), image.name) and source != _source(image):  # neither edited nor moved
         raise InputError(f'{image}: its results would replace those of {folder}/{name}; choose another out, '
                          'or replace them (--overwrite)')

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
-from .core import InputError, palette, write_whole
+from .core import InputError, one_line, palette, write_whole
 from .images import encode
 from .processes import in_notebook
 
@@ -193,14 +193,15 @@ def report_skipped(
     lines:list[str], # what is wrong with each bad image
     out:str|Path # folder of the run
 ):
-    "Report each skipped image once: on stderr, and in skipped.txt"
+    "Report each skipped image once: in skipped.txt, and the first 20 on stderr"
     path = Path(out)/'skipped.txt'
-    known = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-    new = [line for line in dict.fromkeys(lines) if line not in known]
+    known = set(path.read_text(encoding='utf-8').splitlines() if path.is_file() else [])
+    new = [line for line in dict.fromkeys(map(one_line, lines)) if line not in known]
     if not new: return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8') as file: file.writelines(f'{line}\n' for line in new)
-    for line in new: print(f'skipped: {line}', file=sys.stderr)
+    for line in new[:20]: print(f'skipped: {line}', file=sys.stderr)
+    if len(new) > 20: print(f'skipped: {len(new) - 20:,} more, listed in {one_line(path)}', file=sys.stderr)
 
 # %% ../nbs/train/watch.ipynb #63466dbd
 _STOPS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]

@@ -19,7 +19,7 @@ from dalnet.inference import Predictor
 from dalnet.label_files import predict_files
 from dalnet.tables import dalnet_tables
 from dalnet.text import TextEmbeddings
-from test_cli import BIN, command, error_of
+from test_cli import BIN, error_of
 
 CONFIG = replace(PRESETS['demo'], encoder_options=dict(depth=3, patch_size=16, img_size=32), seg_width=16)
 
