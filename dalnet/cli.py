@@ -37,14 +37,6 @@ def _scored_data(config, args, classes):
         return None
     return evaluation_data(config, args.eval_split, args.eval_data, classes=classes)
 
-def _threshold(wanted, model, config, device, scales=(1., .5, 1.5), flip=True):
-    "The threshold of CAMs; 0 is chosen on training images, without masks"
-    from dalnet.processes import print_rank0
-    from dalnet.threshold import choose_threshold
-    if wanted: return wanted
-    chosen = choose_threshold(model, config, scales=scales, flip=flip, device=device)
-    print_rank0(f'threshold of CAMs, chosen on training images without masks: {chosen}')
-    return chosen
 
 # %% ../nbs/use/cli.ipynb #2d4737b4
 def _train_and_score(config, args):
@@ -54,6 +46,7 @@ def _train_and_score(config, args):
     from dalnet.cost import dry_run
     from dalnet.evaluation import evaluate_cams, report_scores
     from dalnet.processes import print_rank0, resolve_device
+    from dalnet.threshold import settle_threshold
     from dalnet.training import train
     from dalnet.watch import Interrupted
     device, images = resolve_device(config.device, config.timeout), training_data(config)
@@ -74,7 +67,7 @@ def _train_and_score(config, args):
     try:
         report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
                       scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
-                      threshold=_threshold(config.cam_threshold, model, config, device))
+                      threshold=settle_threshold(config.cam_threshold, model, config, device))
     except KeyboardInterrupt as error:
         raise Interrupted(f'the scoring was stopped; the training is complete: dalnet_eval {last} scores it',
                           getattr(error, 'number', signal.SIGINT)) from None
@@ -168,6 +161,7 @@ def _evaluate(args):
     from dalnet.inference import PATIENCE
     from dalnet.maps import check_scales
     from dalnet.processes import resolve_device
+    from dalnet.threshold import settle_threshold
     device = resolve_device(args.device, PATIENCE)
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
@@ -185,11 +179,10 @@ def _evaluate(args):
     out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     _check_writable(out)
     _check_classes(dataset, names, args.checkpoint)
-    scales, threshold = args.scales or config.test_scales, args.cam_threshold
-    if threshold is None: threshold = config.cam_threshold
-    if cams: threshold = _threshold(threshold, model, config, device, args.cam_scales, args.flip)
-    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip,
-                  config.flip_merge, args.fuse or config.fuse, threshold)
+    threshold = config.cam_threshold if args.cam_threshold is None else args.cam_threshold
+    if cams: threshold = settle_threshold(threshold, model, config, device, args.cam_scales, args.flip)
+    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, args.scales or config.test_scales,
+                  args.flip, config.flip_merge, args.fuse or config.fuse, threshold)
 
 @console_command
 def dalnet_eval(
