@@ -75,6 +75,9 @@ class _LossSettings(_NetworkSettings):
     flip_merge:str = 'max'         # a CAM and that of the flipped image become one by "max" (as in ToCo) or "sum"
     high:float = .7                # pseudo labels: a score above this is the class
     low:float = .25                # pseudo labels: a score at or below this is background
+    thresholds:str = 'fixed'       # high and low as they are, "fixed", or around one "searched" in the maps' values
+    pseudo_form:str = 'hard'       # a pixel has a "hard" label or none, or a "soft" one and the collision cross-entropy
+    teacher_momentum:float = 0.    # pseudo labels by a teacher that keeps this share of itself a step, e.g. .99; 0 = none
 
     # GIA and LEA
     cross:bool = True              # cross-contrastive learning
@@ -213,7 +216,7 @@ _AT_LEAST = {
           lam weight_decay warmup_lr""",
     -1: 'workers'}
 _ABOVE_ZERO = 'lr tau scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
-_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1)
+_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1, teacher_momentum=1)
 
 def _check_numbers(config):
     "Reject numbers outside their range"
@@ -235,7 +238,7 @@ _CHOICES = dict(text_projection=('clip', 'learnt'), pool=('features', 'maps', 'a
                 tag_reduce=('sum', 'mean'), negatives=('background', 'classes'), flip_merge=('max', 'sum'),
                 map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
                 augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'),
-                fuse=('mean', 'max_logit'),
+                fuse=('mean', 'max_logit'), thresholds=('fixed', 'searched'), pseudo_form=('hard', 'soft'),
                 precision=('fp32', 'bf16', 'fp16'), nan=('stop', 'skip'), device=('auto', 'cpu', 'cuda'))
 _TRACKERS = ('tensorboard', 'wandb')
 

@@ -109,7 +109,8 @@ class _Saver:
     "Writes the most recent checkpoints of a run and the best one"
     def __init__(self, config, accelerator, step, optimizer, text, state):
         self.config, self.out, self.text = config, Path(config.out), text
-        self.model, self.optimizer = accelerator.unwrap_model(step).model, optimizer
+        self.step, self.optimizer = accelerator.unwrap_model(step), optimizer
+        self.model = self.step.model
         self.scaler, self.best = accelerator.scaler, state.get('best')
         if self.scaler and state.get('scaler'): self.scaler.load_state_dict(state['scaler'])
 
@@ -118,7 +119,9 @@ class _Saver:
         folder = self.out/f'iter_{iteration:06d}'
         if is_main():
             state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None)
-            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state)
+            if self.step.search: state['threshold'] = self.step.search.threshold
+            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state,
+                            self.step.teacher)
             Checkpoint.prune(self.out, self.config.keep, folder)
         return folder
 
