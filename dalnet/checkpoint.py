@@ -81,12 +81,15 @@ class Checkpoint:
         text:TextEmbeddings, # its classes and prompts
         iteration:int=0, # iterations trained so far
         optimizer:torch.optim.Optimizer|None=None, # to save too, so that training can be resumed
-        state:dict|None=None # anything else that resuming needs, as JSON values
+        state:dict|None=None, # anything else that resuming needs, as JSON values
+        teacher:torch.nn.Module|None=None # a network that only labels, to save too
     )->Path: # `folder`
         "Write a checkpoint, completely or not at all"
         def fill(part):
-            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-            save_file(weights, part/'model.safetensors')
+            for name, network in dict(model=model, teacher=teacher).items():
+                if network is None: continue
+                weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+                save_file(weights, part/f'{name}.safetensors')
             if optimizer is not None: save_file(_optimizer_tensors(model, optimizer), part/'optimizer.safetensors')
             files = {path.name: _fingerprint(path) for path in sorted(part.iterdir())}
             about = dict(config=asdict(config), iteration=iteration, names=text.names, prompts=text.prompts,
@@ -263,13 +266,15 @@ def check_same(
 def restore(cls:Checkpoint,
     folder:str|Path, # a checkpoint
     model:DALNet, # receives the weights
-    optimizer:torch.optim.Optimizer # receives the moments
+    optimizer:torch.optim.Optimizer, # receives the moments
+    teacher:torch.nn.Module|None=None # receives the teacher's weights
 )->dict: # the state that was saved with it
     "Restore a network and its optimiser from a checkpoint"
     folder, about = Path(folder), _read_about(folder)
     weights = _read_tensors(folder, about, 'model.safetensors')
     _fit(folder, weights, model.state_dict(), about['config'].encoder)
     model.load_state_dict(weights)
+    if teacher is not None: teacher.load_state_dict(_read_tensors(folder, about, 'teacher.safetensors'))
     tensors, state = _read_tensors(folder, about, 'optimizer.safetensors'), optimizer.state_dict()
     names = {p: name for name, p in model.named_parameters()}
     order = [names[p] for group in optimizer.param_groups for p in group['params']]

@@ -124,7 +124,8 @@ class _Saver:
     "Writes the most recent checkpoints of a run and the best one"
     def __init__(self, config, accelerator, step, optimizer, text, state):
         self.config, self.out, self.text = config, Path(config.out), text
-        self.model, self.optimizer = accelerator.unwrap_model(step).model, optimizer
+        self.step, self.optimizer = accelerator.unwrap_model(step), optimizer
+        self.model = self.step.model
         self.scaler, self.best, self.images = accelerator.scaler, state.get('best'), state.get('images')
         self.done = self.saved = 0                                       # the last whole iteration, the last one saved
         if self.scaler and state.get('scaler'): self.scaler.load_state_dict(state['scaler'])
@@ -135,7 +136,9 @@ class _Saver:
         if is_main():
             state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None,
                          images=self.images)
-            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state)
+            if self.step.search: state['threshold'] = self.step.search.threshold
+            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state,
+                            self.step.teacher)
             Checkpoint.prune(self.out, self.config.keep, folder)
         self.saved = iteration
         return folder
