@@ -95,7 +95,7 @@ class _LabelSettings(_LossSettings):
     low:float = .25                # pseudo labels: a score at or below this is background
     thresholds:str = 'fixed'       # high and low as they are, "fixed", or around one "searched" in the maps' values
     pseudo_form:str = 'hard'       # a pixel has a "hard" label or none, or a "soft" one and the collision cross-entropy
-    teacher_momentum:float = 0.    # pseudo labels by a teacher that keeps this share of itself a step, e.g. .99; 0 = none
+    teacher_momentum:float = 0.    # pseudo labels by a teacher that keeps this share of itself, e.g. .99; 0 = none
 
     # GIA and LEA
     cross:bool = True              # cross-contrastive learning
