@@ -20,38 +20,56 @@ def _tar_groups(file):
     "Groups of consecutive files with the same name in an open archive: (name, {ending: (offset, size)})"
     name, group = None, {}
     for member in file:
-        if not member.isfile(): continue
+        if member.isdir(): continue
         folder, base = os.path.split(member.name)
         key, _, ending = base.partition('.')
         key = os.path.join(folder, key)
-        if key != name:
+        if key != name or ending in group:
             if group: yield name, group
             name, group = key, {}
-        group[ending] = member.offset_data, member.size
+        plain = member.isreg() and not member.issparse()
+        group[ending] = member.offset_data, member.size if plain else -1
     if group: yield name, group
 
-def _image_ending(group):
-    "Which of the files that share a name is the image, or None: jpg, or seg.png, whose last part counts"
-    return next((ending for ending in group if f'.{ending.rsplit(".", 1)[-1].lower()}' in IMAGE_SUFFIXES), None)
+def _check_end(file):
+    "Raise an error unless an open archive, read to its end, ends there: with zeros, and with nothing behind them"
+    file.fileobj.seek(file.offset)
+    if file.fileobj.read(512) != bytes(512): raise tarfile.ReadError('its end is missing, or a header damaged')
+    while (block := file.fileobj.read(1 << 20)):
+        if block.strip(b'\0'): raise tarfile.ReadError('another archive follows it; unpack them one by one')
+
+def _image_endings(group):
+    "Which of the files that share a name are images: jpg, or the only plain one; else all, seg.png for its last part"
+    images = [ending for ending in group if f'.{ending.rsplit(".", 1)[-1].lower()}' in IMAGE_SUFFIXES]
+    plain = [ending for ending in images if '.' not in ending]
+    jpegs = [ending for ending in plain if ending.lower() in ('jpg', 'jpeg')]
+    return next((found for found in (jpegs, plain) if len(found) == 1), images)
 
 # %% ../nbs/data/archives.ipynb #d8b15f03
 def tar_images(
-    path:str|Path # .tar, not compressed
-)->Iterator[tuple]: # (name, offset, size, {ending: (offset, size)}) of each image; offsets and sizes in bytes
+    path:str|Path, # .tar, not compressed
+    problems:list|None=None # receives a line for each file of tags that lies apart from its image
+)->Iterator[tuple]: # (name, offset, size, {ending: (offset, size)}) of each image, in bytes; size -1 for a link
     "The images of a WebDataset shard, their positions, and the files that accompany each"
     regular_file(path, 'give a .tar archive')
+    images, alone = set(), set()
     try:
         with tarfile.open(path, 'r:') as file:
             for name, group in _tar_groups(file):
-                image = _image_ending(group)
-                if image is not None:
-                    offset, size = group.pop(image)
-                    yield f'{name}.{image}', offset, size, group
+                endings = _image_endings(group)
+                (images if endings else alone).add(name)
+                for ending in endings:
+                    others = {other: place for other, place in group.items() if other not in endings}
+                    yield f'{name}.{ending}', *group[ending], others
             if not file.getmembers():
                 raise InputError(f'{path}: the archive is empty; give one with images')
+            _check_end(file)
     except (tarfile.TarError, OSError) as error:
         raise InputError(f'{path}: not readable as a plain .tar ({first_line(error)}); '
                          'shards must be whole and not compressed') from None
+    if problems is None: return
+    problems += [f'{path}, {name}: files of this name lie apart from its image; pack them one after the other'
+                 for name in sorted(images & alone)]
 
 # %% ../nbs/data/archives.ipynb #85c0ea7d
 def read_member(
@@ -73,8 +91,17 @@ class TarMember(NamedTuple):
 
     def __str__(self): return f'{self.archive}, {self.name}'
 
+    def check(self):
+        "Raise an `InputError` for a link, a sparse file, or one that is too large"
+        if self.size < 0:
+            raise InputError(f'{self}: a link or sparse file, whose bytes lie elsewhere; pack plain files '
+                             '(tar --dereference --hard-dereference)')
+        if self.size > 2**31:
+            raise InputError(f'{self}: has {self.size:,} bytes, more than the {2**31:,} that are read; take it out')
+
     def load(self)->Image.Image:
         "The image as RGB"
+        self.check()
         return load_image(self, read_member(self.archive, self.offset, self.size))
 
 # %% ../nbs/data/archives.ipynb #738a6761
@@ -84,13 +111,16 @@ def _json_tags(value):
     return tag_list(value, 'tags')
 
 def _sidecar(path, name, files):
-    "Tags in the file that accompanies an image of a shard"
-    ending = next((ending for ending in ('json', 'txt', 'cls') if ending in files), None)
+    "Tags in the file that accompanies an image of a shard: for x.v2.jpg x.v2.json, or else x.json"
+    version = os.path.basename(name).partition('.')[2].rpartition('.')[0]
+    endings = [f'{version}.{kind}'.lstrip('.') for kind in ('json', 'txt', 'cls')] + ['json', 'txt', 'cls']
+    ending = next((ending for ending in endings if ending in files), None)
     if ending is None: return []
+    TarMember(path, f'{name}, its {ending}', *files[ending]).check()
     data = read_member(path, *files[ending])
     try:
-        if ending == 'json': return _json_tags(json.loads(data))
-        if ending == 'txt': return data.decode().strip().split(';')
+        if ending.endswith('json'): return _json_tags(json.loads(data))
+        if ending.endswith('txt'): return data.decode().strip().split(';')
         return data.decode().replace(',', ' ').split()
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}, {name}: its {ending} is not readable ({first_line(error)}); fix it') from None
@@ -100,9 +130,11 @@ def _shard_rows(paths, problems):
     "Rows of several shards"
     number = 0
     for shard, path in enumerate(paths):
-        for name, offset, size, files in tar_images(path):
+        for name, offset, size, files in tar_images(path, problems):
             number += 1
-            try: tags = _sidecar(path, name, files)
+            try:
+                TarMember(path, name, offset, size).check()
+                tags = _sidecar(path, name, files)
             except InputError as error: problems.append(str(error))
             else: yield name, tags, number, None, (shard, offset, size)
 

@@ -9,12 +9,12 @@ __all__ = ['dalnet_bench']
 import argparse, sys
 from dataclasses import replace
 from .config import PRESETS
-from .options import console_command, json_object, parse_config
+from .options import OptionParser, console_command, json_object, parse_config
 
 # %% ../nbs/appendix/bench_cli.ipynb #1f2d3f50
 def _parser(what, about):
     "A parser for `dalnet_bench WHAT`"
-    return argparse.ArgumentParser(prog=f'dalnet_bench {what}', description=about)
+    return OptionParser(prog=f'dalnet_bench {what}', description=about)
 
 def _run_options(parser):
     "Rounds, device and folder"
@@ -163,7 +163,7 @@ def dalnet_bench(
     "Measure the method, its use, or loading; see `dalnet_bench --help`"
     argv = sys.argv[1:] if argv is None else argv
     lines = '\n'.join(f'  {name:<10}{run.__doc__}' for name, run in _BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description=f'Benchmarks, each with a --help of its own:\n\n{lines}', usage='dalnet_bench WHAT [options]',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=_BENCHMARKS, metavar='WHAT', help=f'one of {", ".join(_BENCHMARKS)}')

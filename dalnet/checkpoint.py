@@ -19,6 +19,7 @@ from .config import config_from, differences
 from .core import InputError, first_line, own_parts
 from .model import DALNet
 from .settings import TrainConfig
+from .values import shown
 from .text import TextEmbeddings
 
 # %% ../nbs/train/checkpoint.ipynb #0fce6ae9
@@ -80,12 +81,15 @@ class Checkpoint:
         text:TextEmbeddings, # its classes and prompts
         iteration:int=0, # iterations trained so far
         optimizer:torch.optim.Optimizer|None=None, # to save too, so that training can be resumed
-        state:dict|None=None # anything else that resuming needs, as JSON values
+        state:dict|None=None, # anything else that resuming needs, as JSON values
+        teacher:torch.nn.Module|None=None # a network that only labels, to save too
     )->Path: # `folder`
         "Write a checkpoint, completely or not at all"
         def fill(part):
-            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-            save_file(weights, part/'model.safetensors')
+            for name, network in dict(model=model, teacher=teacher).items():
+                if network is None: continue
+                weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+                save_file(weights, part/f'{name}.safetensors')
             if optimizer is not None: save_file(_optimizer_tensors(model, optimizer), part/'optimizer.safetensors')
             files = {path.name: _fingerprint(path) for path in sorted(part.iterdir())}
             about = dict(config=asdict(config), iteration=iteration, names=text.names, prompts=text.prompts,
@@ -231,7 +235,8 @@ def iteration(cls:Checkpoint,
 def check_same(
     folder:Path, # a checkpoint
     config:TrainConfig, # of the run that is to resume from it
-    text:TextEmbeddings # of its classes
+    text:TextEmbeddings, # of its classes
+    images:str='' # `list_fingerprint` of its images; "" = not compared
 ):
     "Raise an `InputError` unless a run with these settings and classes can resume from a checkpoint"
     about = _read_about(folder)
@@ -248,19 +253,28 @@ def check_same(
         raise InputError(f'{folder}: a run with other classes ({there!r} there, {here!r} in the data); {advice}')
     if not (folder/'optimizer.safetensors').is_file() and about['iteration'] < config.iterations:
         raise InputError(f'{folder}/optimizer.safetensors: file not found, so the run cannot resume; {advice}')
+    before = (about['state'] or {}).get('images') or images              # old versions kept none
+    if images and before != images and about['iteration'] < config.iterations:
+        line = f'{folder}: a run on another list of images or tags ({shown(before)} there, {shown(images)} here)'
+        if not config.skip_bad:
+            raise InputError(f'{line}; restore the data; {advice}')
+        print(f'{line}; resumed, as skip_bad is set', file=sys.stderr)
+
 
 # %% ../nbs/train/checkpoint.ipynb #cf224a9f
 @patch(cls_method=True)
 def restore(cls:Checkpoint,
     folder:str|Path, # a checkpoint
     model:DALNet, # receives the weights
-    optimizer:torch.optim.Optimizer # receives the moments
+    optimizer:torch.optim.Optimizer, # receives the moments
+    teacher:torch.nn.Module|None=None # receives the teacher's weights
 )->dict: # the state that was saved with it
     "Restore a network and its optimiser from a checkpoint"
     folder, about = Path(folder), _read_about(folder)
     weights = _read_tensors(folder, about, 'model.safetensors')
     _fit(folder, weights, model.state_dict(), about['config'].encoder)
     model.load_state_dict(weights)
+    if teacher is not None: teacher.load_state_dict(_read_tensors(folder, about, 'teacher.safetensors'))
     tensors, state = _read_tensors(folder, about, 'optimizer.safetensors'), optimizer.state_dict()
     names = {p: name for name, p in model.named_parameters()}
     order = [names[p] for group in optimizer.param_groups for p in group['params']]

@@ -6,10 +6,10 @@
 __all__ = ['dalnet_train', 'dalnet_eval', 'dalnet_predict', 'dalnet_pseudo_labels', 'dalnet_data', 'dalnet_demo']
 
 # %% ../nbs/use/cli.ipynb #81a6d666
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from .config import write_config
-from .core import InputError
+from .core import InputError, one_line
 from .options import console_command, crf_engine, flag, numbers, parse_config, parse_options
 
 # %% ../nbs/use/cli.ipynb #ff067f19
@@ -37,14 +37,6 @@ def _scored_data(config, args, classes):
         return None
     return evaluation_data(config, args.eval_split, args.eval_data, classes=classes)
 
-def _threshold(wanted, model, config, device, scales=(1., .5, 1.5), flip=True):
-    "The threshold of CAMs; 0 is chosen on training images, without masks"
-    from dalnet.processes import print_rank0
-    from dalnet.threshold import choose_threshold
-    if wanted: return wanted
-    chosen = choose_threshold(model, config, scales=scales, flip=flip, device=device)
-    print_rank0(f'threshold of CAMs, chosen on training images without masks: {chosen}')
-    return chosen
 
 # %% ../nbs/use/cli.ipynb #2d4737b4
 def _train_and_score(config, args):
@@ -54,7 +46,9 @@ def _train_and_score(config, args):
     from dalnet.cost import dry_run
     from dalnet.evaluation import evaluate_cams, report_scores
     from dalnet.processes import print_rank0, resolve_device
+    from dalnet.threshold import settle_threshold
     from dalnet.training import train
+    from dalnet.watch import Interrupted
     device, images = resolve_device(config.device, config.timeout), training_data(config)
     if args.dry_run:
         return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in dry_run(config, images).items()))
@@ -70,9 +64,13 @@ def _train_and_score(config, args):
     print_rank0(f'trained {config.iterations} iterations in {time.perf_counter() - start:.0f} s; checkpoint: {last}')
     if not dataset: return
     model = Checkpoint.load(last, device)[0]
-    report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
-                  scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
-                  threshold=_threshold(config.cam_threshold, model, config, device))
+    try:
+        report_scores(model, dataset, device, Path(config.out)/'scores.json', seg=has_segmentation(last),
+                      scales=config.test_scales, merge=config.flip_merge, fuse=config.fuse,
+                      threshold=settle_threshold(config.cam_threshold, model, config, device))
+    except KeyboardInterrupt as error:
+        raise Interrupted(f'the scoring was stopped; the training is complete: dalnet_eval {last} scores it',
+                          getattr(error, 'number', signal.SIGINT)) from None
 
 @console_command
 def dalnet_train(
@@ -163,6 +161,7 @@ def _evaluate(args):
     from dalnet.inference import PATIENCE
     from dalnet.maps import check_scales
     from dalnet.processes import resolve_device
+    from dalnet.threshold import settle_threshold
     device = resolve_device(args.device, PATIENCE)
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
@@ -180,11 +179,10 @@ def _evaluate(args):
     out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     _check_writable(out)
     _check_classes(dataset, names, args.checkpoint)
-    scales, threshold = args.scales or config.test_scales, args.cam_threshold
-    if threshold is None: threshold = config.cam_threshold
-    if cams: threshold = _threshold(threshold, model, config, device, args.cam_scales, args.flip)
-    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, scales, args.flip,
-                  config.flip_merge, args.fuse or config.fuse, threshold)
+    threshold = config.cam_threshold if args.cam_threshold is None else args.cam_threshold
+    if cams: threshold = settle_threshold(threshold, model, config, device, args.cam_scales, args.flip)
+    report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, args.scales or config.test_scales,
+                  args.flip, config.flip_merge, args.fuse or config.fuse, threshold)
 
 @console_command
 def dalnet_eval(
@@ -198,7 +196,7 @@ def dalnet_eval(
 def _report(done, before, failures, out):
     "Print a summary and one line for each failure; exit code 1 if there is any"
     from dalnet.processes import barrier, explain_lost_rank, is_main, print_rank0
-    print_rank0(f'{done} labelled, {before} done before, {len(failures)} failed: {out}')
+    print_rank0(f'{done} labelled, {before} done before, {len(failures)} failed: {one_line(out)}')
     for line in failures if is_main() else []: print(f'failed: {line}', file=sys.stderr)
     with explain_lost_rank(): barrier()  # a launcher stops all processes when the first exits with an error
     if failures: sys.exit(1)
@@ -282,6 +280,8 @@ def _data_options(parser):
         'folder that the images\' names start from; default: the table\'s own'))
     tags.add_argument('--few', type=int, default=20, help='a class with fewer images is said to be rare (20)')
     tags.add_argument('--quick', action='store_true', help='do not decode the images')
+    for kind in (voc, coco, tags):
+        kind.add_argument('--all', action='store_true', help='list every problem, not only the first 20')
 
 @console_command
 def dalnet_data(
@@ -289,13 +289,12 @@ def dalnet_data(
 ):
     "Inspect a dataset before training; see `dalnet_data --help`"
     options = vars(parse_options(argv, 'Look at a dataset before anything is trained on it.', _data_options))
-    from dalnet.check import check_coco, check_tagged, check_voc
-    kind = options.pop('kind')
+    from dalnet.check import check_coco, check_tagged, check_voc, summary
+    kind, most = options.pop('kind'), None if options.pop('all') else 20
     if kind == 'voc': lines, problems = check_voc(**options)
     elif kind == 'coco': lines, problems = check_coco(**options)
     else: lines, problems = check_tagged(**options)
-    print(*lines, sep='\n')
-    for problem in problems: print(f'{"problem" if kind == "tags" else "missing"}: {problem}')
+    print(*summary(lines, problems, 'problem' if kind == 'tags' else 'missing', most), sep='\n')
     if problems: sys.exit(1)
 
 # %% ../nbs/use/cli.ipynb #688971da

@@ -6,7 +6,7 @@
 __all__ = ['CROWDS', 'load_annotations', 'coco_cache', 'read_index', 'render_mask', 'mask_cache', 'render_masks']
 
 # %% ../nbs/data/coco_annotations.ipynb #d82c66e0
-import contextlib, hashlib, io, json, os
+import contextlib, hashlib, io, json, math, os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -38,9 +38,29 @@ def _check_images(path, images):
             raise InputError(f'{path}: image {number}: "{name}" leads out of the dataset\'s folder; '
                              'name images below it')
 
+def _check_numbers(path, things, kind):
+    "Raise an `InputError` if two images or categories have the same number; only the last would be used"
+    seen = set()
+    for thing in things:
+        if thing['id'] in seen:
+            raise InputError(f'{path}: {kind} {thing["id"]} is listed twice; give each its own id')
+        seen.add(thing['id'])
+
+def _number(annotation, key, path, known=None):
+    "Turn a number that may be given as text into one; raise an `InputError` if it is none, or not a known one"
+    value = annotation.get(key)
+    try: number = float(value or 0)
+    except (TypeError, ValueError): number = math.nan
+    if not math.isfinite(number) or known and number not in known:
+        raise InputError(f'{path}: annotation {annotation["id"]} has {key} {json.dumps(value)[:60]}; give a number'
+                         + (f' ({" or ".join(map(str, known))})' if known else ''))
+    annotation[key] = number
+
 def _check_annotations(path, annotations, images, categories):
     "Raise an `InputError` for an annotation that refers to a missing image or category"
     for annotation in annotations:
+        _number(annotation, 'iscrowd', path, (0, 1))
+        _number(annotation, 'area', path)
         number, image, category = (annotation[key] for key in ('id', 'image_id', 'category_id'))
         if category not in categories:
             raise InputError(f'{path}: annotation {number} is of category {category}, which is not among '
@@ -61,6 +81,8 @@ def load_annotations(
         check_classes([coco.cats[number]['name'] for number in sorted(coco.cats)], path)
         if not coco.imgs:
             raise InputError(f'{path}: no images in it; download it again')
+        _check_numbers(path, coco.dataset['images'], 'image')
+        _check_numbers(path, coco.dataset['categories'], 'category')
         _check_images(path, coco.imgs)
         annotations = coco.dataset['annotations']  # not `coco.anns`, which keeps only one of several with the same id
         _check_annotations(path, annotations, coco.imgs, coco.cats)
@@ -115,9 +137,11 @@ def _covered(counts):
         piece = byte - 48
         value |= (piece & 31) << shift
         shift += 5
+        if shift > 60: raise ValueError('a run length has too many digits')
         if piece & 32: continue                    # more chunks of this number follow
         if piece & 16: value -= 1 << shift         # it is negative
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0: raise ValueError('a run length is negative')
         value, shift = 0, 0
     return sum(runs)
 

@@ -45,7 +45,7 @@ def _timed_steps(config, accelerator, step, optimizer, batch):
 # %% ../nbs/train/cost.ipynb #8af28be4
 def _disk_space(config, model):
     "Bytes needed by the checkpoints of a run, and bytes free; an `InputError` if there are too few"
-    weights = sum(x.numel() for x in model.state_dict().values())
+    weights = sum(x.numel() for x in model.state_dict().values())*(2 if config.teacher_momentum else 1)
     moments = 2*sum(p.numel() for p in model.parameters())               # AdamW keeps two for each parameter
     needed = (config.keep + 1)*4*(weights + moments)                     # plus the one being written
     out = Path(config.out).resolve()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ImageDataset', 'read_regions', 'keep_good', 'read_lines', 'check_classes', 'read_classes', 'tag_statistics',
-           'tag_problems', 'read_everything']
+           'list_fingerprint', 'tag_problems', 'read_everything']
 
 # %% ../nbs/data/dataset.ipynb #d30530c5
-import hashlib, os, re, unicodedata
+import hashlib, os, re, sys, unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -99,6 +99,13 @@ def _decode_at_most(image, long_side):
     rgb = decode(image, long_side/side)
     return rgb.resize([max(1, round(pixels*long_side/max(rgb.size))) for pixels in rgb.size], Image.LANCZOS)
 
+def _read_kept(path):
+    "A decoded copy, or None if it is damaged"
+    try: return Image.fromarray(np.load(path)).convert('RGB')
+    except Exception:                                                    # numpy and PIL raise many kinds
+        print(f'{path}: the decoded copy is damaged; the image is decoded again', file=sys.stderr)
+
+
 # %% ../nbs/data/dataset.ipynb #9efa2c06
 @patch
 def keep_decoded(self:ImageDataset,
@@ -118,7 +125,7 @@ def picture(self:ImageDataset,
     folder, long_side = self.decoded
     with image:
         path = _kept_file(image, folder, long_side)
-        if path.is_file(): return Image.fromarray(np.load(path))
+        if path.is_file() and (kept := _read_kept(path)): return kept
         rgb = _decode_at_most(image, long_side)
     write_whole(path, lambda part: np.save(part, np.asarray(rgb)))
     return rgb
@@ -196,6 +203,18 @@ def tag_statistics(
         per_image=round(float(per_image.mean()), 3),
         untagged=int((per_image == 0).sum()),
         classes={name: int(count) for name, count in zip(dataset.classes, per_class)})
+
+# %% ../nbs/data/dataset.ipynb #7dba131e
+def list_fingerprint(
+    dataset:ImageDataset # any
+)->str: # such as "1,151 images 3f0c..."
+    "Sum up the images and tags of a dataset"
+    n, tags = len(dataset), sparse.csr_matrix(dataset.tags).sorted_indices()
+    names = [str(dataset.names[i]) for i in range(0, n, max(1, n//10_000))]
+    found = hashlib.blake2b(repr((tags.shape, names)).encode(errors='surrogateescape'), digest_size=8)
+    for part in (tags.indptr, tags.indices): found.update(part.astype(np.int64).tobytes())
+    return f'{n:,} images {found.hexdigest()}'
+
 
 # %% ../nbs/data/dataset.ipynb #12c222db
 def _rare_classes(names, counts, few):

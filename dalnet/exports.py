@@ -115,7 +115,7 @@ def _export_rows(data, path):
         if isinstance(data, dict) and isinstance(data.get('labels'), dict): return list(_fiftyone_labels(data, path))
         if isinstance(data, dict) and isinstance(data.get('samples'), list): return list(_fiftyone_samples(data, path))
     except InputError: raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f'{path}: not laid out as an export should be ({type(error).__name__}: {first_line(error)}); '
                          'export it again') from None
     raise InputError(f'{path}: neither an export of Label Studio (a list of tasks) nor of FiftyOne '

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-import numpy as np
 import torch
 import torch.nn.functional as F
 from .build import open_data
@@ -150,7 +149,7 @@ def _keep_settings(out, about, overwrite=False):
         write_whole(record, lambda part: part.write_text(json.dumps(about, indent=1)))
     with explain_lost_rank(): barrier()
     try: old = json.loads(record.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f'{record}: not a record of dalnet; delete it, or choose another out') from None
     if old != about:
         raise InputError(f'{out}: holds labels made with other settings (see settings.json there); choose another out')

@@ -23,7 +23,8 @@ from .masks import box_share, object_mask, split_foreground
 from .pseudo import PseudoLabels, real_patches
 from .refine import pair_counts, ptc_loss
 from .regions import region_loss
-from .segment import DenseEnergyLoss, SegHead, pixel_counts, seg_loss, segmentation_losses
+from .segment import DenseEnergyLoss, SegHead, collision_loss, pixel_counts, seg_loss, segmentation_losses
+from .segment import soft_counts
 from .text import TextEmbeddings
 
 # %% ../nbs/method/10_model.ipynb #a1a227cc
@@ -211,12 +212,13 @@ def _global_views(out, tags):
 
 def _segmentation_losses(out, pseudo, weights, energy, pixels):
     "L_seg and L_reg, if their weights are not zero"
-    if energy is None: energy = DenseEnergyLoss()
-    if weights['seg'] and weights['reg']:
+    energy, hard, terms = energy or DenseEnergyLoss(), pseudo.soft is None, {}
+    if hard and weights['seg'] and weights['reg']:
         return segmentation_losses(pseudo.image, out.seg, pseudo.pixel, energy, pseudo.roi, pixels)
-    if weights['seg']: return dict(seg=seg_loss(out.seg, pseudo.pixel, pixels))
-    if weights['reg']: return dict(reg=energy(pseudo.image, out.seg, pseudo.pixel, pseudo.roi))
-    return {}
+    if weights['seg'] and hard: terms['seg'] = seg_loss(out.seg, pseudo.pixel, pixels)
+    elif weights['seg']: terms['seg'] = collision_loss(out.seg, pseudo.soft, pseudo.classes, pixels)
+    if weights['reg']: terms['reg'] = energy(pseudo.image, out.seg, pseudo.pixel, pseudo.roi)
+    return terms
 
 # %% ../nbs/method/10_model.ipynb #7558988f
 def losses(
@@ -275,9 +277,10 @@ def total_loss(
 # %% ../nbs/method/10_model.ipynb #e258f073
 def label_counts(
     pseudo:PseudoLabels # of one part of a step
-)->Tensor: # (4,) int64: pairs of patches with equal and with different labels, background pixels, and class pixels
-    "Count what the patch contrast and the cross-entropy average over"
+)->Tensor: # (4,): pairs of patches with equal and with different labels, background pixels, and class pixels
+    "Count what the patch contrast and the cross-entropy average over; soft labels count in shares"
     pixels = pseudo.patch.new_zeros(2) if pseudo.pixel is None else pixel_counts(pseudo.pixel)
+    if pseudo.soft is not None: pixels = soft_counts(pseudo.soft)
     return torch.cat([pair_counts(pseudo.patch), pixels])
 
 def denominators(

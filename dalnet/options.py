@@ -4,25 +4,42 @@
 
 # %% auto #0
 __all__ = ['console_command', 'flag', 'numbers', 'json_object', 'crf_engine', 'add_config_options', 'given_settings',
-           'parse_options', 'parse_config']
+           'OptionParser', 'parse_options', 'parse_config']
 
 # %% ../nbs/use/options.ipynb #6001b273
-import argparse, errno, json, os, re, signal, sys
+import argparse, errno, json, os, re, signal, sys, tempfile, threading, traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import wraps
 from .config import PRESETS, config_from, read_config
 from .settings import TrainConfig, setting_docs
-from .core import InputError
+from .core import InputError, first_line, one_line
 
 # %% ../nbs/use/options.ipynb #f4799be1
+_REPORTS = 'https://github.com/dalnet/dalnet/issues'
+
+def _bug(error):
+    "Write the traceback of an unexpected error to a file -> exit code and a line that names it"
+    said = ''.join(traceback.format_exception(error))
+    line = f'error: {type(error).__name__}: {first_line(error)}; this is a bug in dalnet, please report it'
+    try:
+        with tempfile.NamedTemporaryFile('w', prefix='dalnet_error_', suffix='.txt', delete=False) as file:
+            file.write(f'{sys.argv}\nPython {sys.version}\n{said}')
+    except OSError: return 3, f'{said}{line} at {_REPORTS} with the lines above'
+    return 3, f'{line} at {_REPORTS} with the file {file.name}'
+
 def _explain(error):
     "Exit code and message for the error that ended a command"
     if isinstance(error, InputError): return 2, f'error: {error}'
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = 'make room' if full else 'check the path and its permissions'
-        return 2, f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}'
+        return 2, one_line(f'error: {error.filename or "a file"}: {error.strerror or error}: {advice}')
+    if isinstance(error, MemoryError) or 'out of memory' in str(error) or "can't allocate memory" in str(error):
+        return 2, f'error: out of memory ({first_line(error)}); use smaller images, tiles or batches'
+    if isinstance(error, Exception): return _bug(error)
     number = getattr(error, 'number', signal.SIGINT) or signal.SIGTERM         # `Interrupted` knows its signal
     return 128 + number, str(error) or 'interrupted'
 
@@ -37,16 +54,38 @@ def _leave(code, line):
     sys.stdout.flush()
     os._exit(code)
 
+
+# %% ../nbs/use/options.ipynb #c9df0583
+def _stop(number, frame):
+    "Raise a `KeyboardInterrupt` that knows its signal; the next signal ends the process"
+    signal.signal(number, signal.SIG_DFL)
+    error = KeyboardInterrupt(f'stopped by {signal.Signals(number).name}')
+    error.number = number
+    raise error
+
+@contextmanager
+def _stoppable():
+    "Let SIGTERM and SIGHUP raise, where they would end the process without a word"
+    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    alone = threading.current_thread() is threading.main_thread() and os.environ.get('WORLD_SIZE', '1') == '1'
+    ours = [number for number in numbers if alone and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours: signal.signal(number, _stop)
+    try: yield
+    finally:
+        for number in ours: signal.signal(number, signal.SIG_DFL)
+
 def console_command(
     body:Callable # takes argv and does the work
 )->Callable: # for a console script
     "Turn a function of argv into a console script: an error is one line and an exit code"
     @wraps(body)
     def run(argv=None):
-        try: body(argv)
-        except (InputError, OSError, KeyboardInterrupt) as error: _leave(*_explain(error))
+        try:
+            with _stoppable(): body(argv)
+        except (Exception, KeyboardInterrupt) as error: _leave(*_explain(error))
         if (processes := sys.modules.get('dalnet.processes')): processes.leave_group()
     return run
+
 
 # %% ../nbs/use/options.ipynb #60455862
 def flag(
@@ -104,6 +143,26 @@ def given_settings(
     names = [field.name for field in fields(TrainConfig)]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
+# %% ../nbs/use/options.ipynb #239de6ce
+def _options_of(parser):
+    "All options of a parser and of its subcommands"
+    names = list(parser._option_string_actions)
+    for action in parser._subparsers._group_actions if parser._subparsers else []:
+        for each in action.choices.values(): names += _options_of(each)
+    return names
+
+class OptionParser(argparse.ArgumentParser):
+    "A parser whose errors are one line, with what was probably meant"
+    def error(self, message):
+        "Raise an `InputError`"
+        wrong, known = re.findall(r'--?[a-zA-Z][\w-]*', message), _options_of(self)
+        if (choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)):
+            wrong, known = [choice[1]], re.findall(r'[\w.-]+', choice[2])
+        near = [name for word in wrong if word not in known for name in get_close_matches(word, known, 1)]
+        advice = f'did you mean {", ".join(near)}?' if near else f'{self.prog} --help lists all options'
+        raise InputError(f'{message}; {advice}')
+
+
 # %% ../nbs/use/options.ipynb #4657f0dc
 def _with_hyphens(word):
     "An option spelt with hyphens; anything else as it is"
@@ -115,7 +174,7 @@ def parse_options(
     add:Callable # parser -> adds the command's options
 )->argparse.Namespace:
     "Read the options of a command"
-    parser = argparse.ArgumentParser(description=description)
+    parser = OptionParser(description=description)
     add(parser)
     words = sys.argv[1:] if argv is None else argv
     return parser.parse_args([_with_hyphens(word) for word in words])

@@ -41,7 +41,8 @@ def check_ours(
     for path in paths:
         if overwrite or not os.path.lexists(path) or bears(path): continue
         if path.suffix == '.json' and bears(path.with_suffix('.png')): continue
-        raise InputError(f'{path}: not made by dalnet; move it, choose another out, or replace such files (--overwrite)')
+        raise InputError(f'{path}: not made by dalnet; move it, choose another out, '
+                         'or replace such files (--overwrite)')
 
 # %% ../nbs/use/results.ipynb #c2e08a9b
 def sweep(
@@ -118,7 +119,7 @@ def check_free(
     try:
         record = json.loads(files[2].read_text(encoding='utf-8'))
         source, folder, name = record['source'], record['folder'], record['source']['name']
-    except (ValueError, KeyError, TypeError): return                     # damaged: it is made again
+    except (ValueError, KeyError, TypeError, RecursionError): return     # damaged: it is made again
     if (folder, name) != (_folder_of(image), image.name) and source != _source(image):  # neither edited nor moved
         raise InputError(f'{image}: its results would replace those of {folder}/{name}; choose another out, '
                          'or replace them (--overwrite)')

@@ -61,6 +61,7 @@ def cam_errors(
     mious = {KINDS[each]: score.fixed_miou for each, score in scores.items()}
     return Findings(found.names, KINDS[kind], mious, watch.tally, watch.worst, found.sweep, marks)
 
+# %% ../nbs/evidence/run_report.ipynb #b3c91a71
 def segmentation_errors(
     model, # as for `evaluate_segmentation`
     dataset, # of images, tags and masks
@@ -135,6 +136,7 @@ def _classes(found):
         'The worst class is first; orange is what spills over its objects, pink is what is missing from them.'), _KEY,
         html_table(['class', 'IoU (%)', 'too much', 'missing', 'Boundary IoU', 'images'], rows))
 
+# %% ../nbs/evidence/run_report.ipynb #b3c91a81
 def _thresholds(found):
     "The curve of mIoU over the threshold"
     if not found.sweep: return ''

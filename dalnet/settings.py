@@ -93,6 +93,9 @@ class _LabelSettings(_LossSettings):
     flip_merge:str = 'max'         # a CAM and that of the flipped image become one by "max" (as in ToCo) or "sum"
     high:float = .7                # pseudo labels: a score above this is the class
     low:float = .25                # pseudo labels: a score at or below this is background
+    thresholds:str = 'fixed'       # high and low as they are, "fixed", or around one "searched" in the maps' values
+    pseudo_form:str = 'hard'       # a pixel has a "hard" label or none, or a "soft" one and the collision cross-entropy
+    teacher_momentum:float = 0.    # pseudo labels by a teacher that keeps this share of itself, e.g. .99; 0 = none
 
     # GIA and LEA
     cross:bool = True              # cross-contrastive learning
@@ -174,7 +177,8 @@ _AT_LEAST = {
           lam weight_decay warmup_lr""",
     -1: 'workers'}
 _ABOVE_ZERO = 'lr tau ctc_temperature scale_min scale_max head_lr_ratio seg_lr_ratio new_lr_ratio power'
-_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1, ctc_momentum=1)
+_FROM_ZERO_TO = dict(beta=1, blur=1, high=1, low=1, jitter=2, cam_threshold=1, ctc_momentum=1,
+                     teacher_momentum=1)
 
 def _check_numbers(config):
     "Reject numbers outside their range"
@@ -196,7 +200,8 @@ _CHOICES = dict(method=tuple(_TERMS), text_projection=('clip', 'learnt'), pool=(
                 similarity=('map', 'clamp'), tag_reduce=('sum', 'mean'), negatives=('background', 'classes'),
                 flip_merge=('max', 'sum'), map_source=('classifier', 'text', 'both'), pseudo_source=('final', 'inter'),
                 augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'), nan=('stop', 'skip'),
-                fuse=('mean', 'max_logit'), precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))
+                fuse=('mean', 'max_logit'), precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'),
+                thresholds=('fixed', 'searched'), pseudo_form=('hard', 'soft'))
 _TRACKERS = ('tensorboard', 'wandb')
 
 def _check_words(config):

@@ -28,6 +28,7 @@ from .model import DALNet, denominators, label_counts, losses, total_loss
 from .processes import all_gather, all_reduce, explain_lost_rank, print_rank0, resolve_device, world_size
 from .pseudo import PseudoLabels, pseudo_labels
 from .refine import PAR
+from .teacher import BINS, ThresholdSearch, follow, teacher_of
 from .text import TextEmbeddings
 
 # %% ../nbs/train/step.ipynb #bc18fca9
@@ -103,21 +104,31 @@ class TrainStep(nn.Module):
     def __init__(self, model:DALNet, config:TrainConfig):
         super().__init__()
         self.model, self.config, self.par, self.noisy = model, config, PAR(), _is_noisy(model)
+        self.teacher = teacher_of(model) if config.teacher_momentum else None
+        self.search = ThresholdSearch(config.high, config.low) if config.thresholds == 'searched' else None
+
+    def advance(self):
+        "Let the teacher follow the weights as they are now"
+        if self.teacher is not None: follow(self.teacher, self.model, self.config.teacher_momentum)
 
     def label(self,
         batch:dict, # image (B,3,H,W), tags (B,C), roi (B,4)
         phase:Phase, # which losses need labels, and which map labels pixels
         activations:tuple|None=None # of these images at scale 1, if they are known already
     )->PseudoLabels|None: # None if no loss needs labels
-        "Make pseudo labels from the network's own class activation maps"
-        c, par = self.config, self.par if phase.segment else None
+        "Make pseudo labels from the class activation maps of the teacher, or else of the network itself"
+        c, search, par = self.config, self.search, self.par if phase.segment else None
         if not (phase.segment or phase.contrast): return None
-        if self.noisy: self.model.eval()
-        if self.noisy or activations is None:
-            activations = self.model.activations(batch['image'], text=phase.source in ('text', 'both'))
+        network = self.model if self.teacher is None else self.teacher
+        if self.noisy: network.eval()
+        if self.noisy or self.teacher is not None or activations is None:
+            activations = network.activations(batch['image'], text=phase.source in ('text', 'both'))
+        high, low = search.band if search else (c.high, c.low)
         pseudo = pseudo_labels(
-            self.model, activations, batch['image'], batch['tags'], batch['roi'], par, c.pseudo_scales, c.pseudo_flip,
-            c.high, c.low, c.flip_merge, phase.source, phase.contrast and c.weights['ctc'] > 0)
+            network, activations, batch['image'], batch['tags'], batch['roi'], par, c.pseudo_scales, c.pseudo_flip,
+            high, low, c.flip_merge, phase.source,
+            phase.contrast and c.weights['ctc'] > 0, c.pseudo_form, BINS if search else 0)
+        if search: search.add(pseudo.histogram)
         if self.noisy: self.model.train(self.training)
         return pseudo
 
@@ -195,9 +206,11 @@ def prepare_step(
         model = build_model(config, text, pretrained=not found).to(accelerator.device).train()
         model.encoder.grad_checkpointing = config.grad_checkpointing
         optimizer = torch.optim.AdamW(param_groups(model, config), lr=config.lr)
-        state = Checkpoint.restore(found, model, optimizer) if found else {}
+        step = TrainStep(model, config)
+        state = Checkpoint.restore(found, model, optimizer, step.teacher) if found else {}
+        if step.search: step.search.threshold = state.get('threshold', step.search.threshold)
         if config.compile: model.encoder.compile()
-        return *accelerator.prepare(TrainStep(model, config), optimizer), state
+        return *accelerator.prepare(step, optimizer), state
 
 # %% ../nbs/train/step.ipynb #238642ea
 def to_device(
@@ -234,8 +247,9 @@ def take_step(
     phase:Phase, # what is trained
     config:TrainConfig
 )->tuple: # "total", "grad" (the gradient's norm) and the terms by name, means over all ranks; what the first part saw
-    "Losses and gradients of a step; does not update the weights"
-    parts = _split(batch, config.accumulate)
+    "Losses and gradients of a step; does not update the weights, but lets a teacher follow them"
+    inner, parts = accelerator.unwrap_model(step), _split(batch, config.accumulate)
+    inner.advance()
     pseudo, counts = [None]*len(parts), None
     if len(parts) > 1: pseudo, counts = _label_parts(accelerator, step, parts, phase)
     optimizer.zero_grad()
@@ -249,6 +263,7 @@ def take_step(
         if i == 0: seen = view
     accelerator.unscale_gradients(optimizer)
     values = _mean_terms(found)
+    if inner.search: values |= dict(threshold=inner.search.update())
     norm = torch.nn.utils.get_total_norm([p.grad for p in step.parameters() if p.grad is not None])
     return values | dict(grad=norm.item()), seen
 

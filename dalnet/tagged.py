@@ -6,7 +6,7 @@
 __all__ = ['CHECK_FILES', 'below', 'TaggedImageDataset']
 
 # %% ../nbs/data/tagged.ipynb #b33d7c5a
-import json, os
+import json, os, re
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,8 @@ from .archives import read_member
 from .core import InputError
 from .dataset import ImageDataset, check_classes, keep_good, read_classes
 from .images import check_image, load_mask as load_png_mask, open_image as open_file
-from .index import build_index, find_source, open_table
+from .index import build_index, find_source, open_table, twins
+from .readers import SPLITS
 from .transforms import EvalTransform
 
 # %% ../nbs/data/tagged.ipynb #e98b2c96
@@ -126,11 +127,31 @@ class TaggedImageDataset(ImageDataset):
     def load_mask(self, i, size): return load_png_mask(self._mask_path(i), len(self.classes), size)
 
 # %% ../nbs/data/tagged.ipynb #9b3e60f7
+def _unused_splits(table, used, source):
+    "A line for each split that is neither the one used nor one with a usual name"
+    counts = pc.value_counts(table['split']).to_pylist() if used else []
+    return [f'{source}: {each["counts"]} images of the split "{each["values"] or ""}" are used for nothing; '
+            f'correct it if it is misspelt, or choose it (--split)'
+            for each in counts if each['values'] not in (used, *SPLITS)]
+
+@patch
+def _listed_again(self:TaggedImageDataset, left_out):
+    "Rows that give the image of an earlier one by an absolute path: {position: line}"
+    names, lines = self.table['image'], {}
+    if not pc.any(pc.starts_with(names, '/')).as_py(): return lines
+    folders = '|'.join(re.escape(str(folder)) for folder in (self.root, self.root.resolve()))
+    for first, second in twins(pc.replace_substring_regex(names, f'^({folders})/+', '')):
+        if second in left_out: continue
+        where, row = self._place(self.table['row'][second].as_py()), self.table['row'][first].as_py()
+        lines[second] = f'{where}: "{names[second].as_py()[:200]}" is listed twice (see also row {row}); keep one'
+    return lines
+
 @patch
 def _choose(self:TaggedImageDataset, split, part, skip_bad):
     "Set `split`, `kept`, the rows to use, and `skipped`; all tags of the source"
     about = json.loads((self.index/'about.json').read_text())
-    problems, left_out = about['problems'], about['left_out']
+    again = self._listed_again(about['left_out'])
+    problems, left_out = about['problems'] + list(again.values()), about['left_out'] + list(again)
     if problems and not skip_bad:
         more = f' ({len(problems) - 1} more such rows; --skip-bad skips them)' if len(problems) > 1 else ''
         raise InputError(problems[0] + more)
@@ -141,6 +162,7 @@ def _choose(self:TaggedImageDataset, split, part, skip_bad):
         raise InputError(f'{self.source}: no images{where}; '
                          'a table needs a row for each image, a folder a folder for each class')
     self.split, self.skipped = name or 'all', list(problems)
+    if part == 'train' and not split: self.skipped += _unused_splits(self.table, name, self.source)
     return about['tags']
 
 # %% ../nbs/data/tagged.ipynb #d5f018b6

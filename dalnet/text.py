@@ -123,7 +123,7 @@ def load(
     arrays = _read_arrays(path)
     source = str(arrays.get('source', Path(path).name))
     try: return cls(arrays['names'], arrays['prompts'], arrays['fg'], arrays['bg'], source)
-    except InputError as e:
+    except (InputError, TypeError) as e:  # numbers instead of lists of them
         raise InputError(f'{path}: {e}') from None
 
 # %% ../nbs/method/03_text.ipynb #20362ab2

@@ -8,7 +8,7 @@ __all__ = ['poly_lr', 'train']
 # %% ../nbs/train/training.ipynb #ecd11826
 import os, shutil, time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -19,10 +19,11 @@ from .batches import load_batches, seed_from
 from .build import build_text, training_data
 from .cam import normalize_cam
 from .checkpoint import Checkpoint, check_same, numbered
+from .claim import Claimed, claim
 from .config import FREE
 from .settings import TrainConfig
 from .core import InputError, first_line
-from .dataset import ImageDataset
+from .dataset import ImageDataset, list_fingerprint
 from .model import text_geometry
 from .processes import all_gather, all_reduce, barrier, explain_lost_rank, is_main, print_rank0, progress, rank
 from .processes import world_size
@@ -46,7 +47,7 @@ def poly_lr(
 def _check_agreement(config, text, dataset):
     "Raise an `InputError` unless all processes have the same settings, images and classes"
     mine = {name: repr(value) for name, value in asdict(config).items() if name not in FREE}
-    mine['images'] = f'{len(dataset)} of them, from {dataset.names[0]} to {dataset.names[-1]}'
+    mine['images'] = list_fingerprint(dataset)
     mine['classes'] = repr(text.names)
     everyone = all_gather([mine])
     for name in mine:
@@ -62,11 +63,11 @@ def _may_resume(config):
     return config.resume or any(int(count or 0) for count in restarts)
 
 # %% ../nbs/train/training.ipynb #3819e53c
-def _to_resume(config, text):
+def _to_resume(config, text, images=''):
     "The newest intact checkpoint, if the run may resume from it, or None"
     if not _may_resume(config): return None
     found = Checkpoint.newest(config.out, print_rank0)
-    if found: check_same(found, config, text)
+    if found: check_same(found, config, text, images)
     elif (damaged := numbered(config.out)):
         raise InputError(
             f'{config.out}: none of its {len(damaged)} checkpoints is whole; '
@@ -87,7 +88,7 @@ def _clear_folder(config, found):
 def _find_start(config, text, dataset):
     "Prepare the folder of the run -> checkpoint to resume from, or None, and its iteration"
     _check_agreement(config, text, dataset)
-    found = _to_resume(config, text)
+    found = _to_resume(config, text, list_fingerprint(dataset))
     barrier()
     views = sorted(set(all_gather([str(found)])))
     if len(views) > 1:
@@ -104,23 +105,56 @@ def _find_start(config, text, dataset):
     elif found: print_rank0(f'resuming from {found}')
     return found, start
 
+# %% ../nbs/train/training.ipynb #d315098e
+@contextmanager
+def _claimed(out):
+    "Hold the folder of a run, on rank 0 for all ranks"
+    with ExitStack() as stack:
+        problem = ''
+        if is_main():
+            try: stack.enter_context(claim(Path(out)/'train.lock'))
+            except Claimed as error: problem = str(error)
+        problem = all_gather([problem])[0]
+        if problem: raise Claimed(problem)
+        yield
+
+
 # %% ../nbs/train/training.ipynb #f056e983
 class _Saver:
     "Writes the most recent checkpoints of a run and the best one"
     def __init__(self, config, accelerator, step, optimizer, text, state):
         self.config, self.out, self.text = config, Path(config.out), text
-        self.model, self.optimizer = accelerator.unwrap_model(step).model, optimizer
-        self.scaler, self.best = accelerator.scaler, state.get('best')
+        self.step, self.optimizer = accelerator.unwrap_model(step), optimizer
+        self.model = self.step.model
+        self.scaler, self.best, self.images = accelerator.scaler, state.get('best'), state.get('images')
+        self.done = self.saved = 0                                       # the last whole iteration, the last one saved
         if self.scaler and state.get('scaler'): self.scaler.load_state_dict(state['scaler'])
 
     def save(self, iteration, log):
         "Write the state after `iteration`, and remove older checkpoints"
         folder = self.out/f'iter_{iteration:06d}'
         if is_main():
-            state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None)
-            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state)
+            state = dict(log=log.state(), best=self.best, scaler=self.scaler.state_dict() if self.scaler else None,
+                         images=self.images)
+            if self.step.search: state['threshold'] = self.step.search.threshold
+            Checkpoint.save(folder, self.model, self.config, self.text, iteration, self.optimizer, state,
+                            self.step.teacher)
             Checkpoint.prune(self.out, self.config.keep, folder)
+        self.saved = iteration
         return folder
+
+
+# %% ../nbs/train/training.ipynb #e0867912
+@patch
+@contextmanager
+def rescue(self:_Saver, log):
+    "Save the last whole iteration if an error ends the run"
+    try: yield
+    except Exception:
+        if is_main() and self.done > self.saved:
+            with suppress(InputError): print_rank0(f'saved before the error: {self.save(self.done, log)}')
+        raise
+
 
 # %% ../nbs/train/training.ipynb #9cc39258
 @patch
@@ -182,34 +216,28 @@ def _leave(iteration, last, number):
         f'stopped by a signal; iteration {iteration} is saved in {last}; run the same command to resume', number)
 
 # %% ../nbs/train/training.ipynb #4e1d2b12
-def train(
-    config:TrainConfig, # every setting
-    dataset:ImageDataset|None=None, # the images, if they are open already; None = `training_data(config)`
-    score:Callable|None=None # model -> number, higher is better; called every `score_every` iterations
-)->Path: # the last checkpoint
-    "Train DALNet on images and tags by Eq. 8 (Section 3.5), from the start or from the newest checkpoint"
-    accelerator, dataset = start_accelerator(config), dataset or training_data(config)
-    text = build_text(config, dataset.classes)
-    found, start = _find_start(config, text, dataset)
-    if start >= config.iterations: return found
+def _run(config, accelerator, dataset, text, found, start, score):
+    "The loop, from iteration `start` -> the last checkpoint"
     step, optimizer, state = prepare_step(config, text, accelerator, found)
     _start_trackers(config, accelerator)
     report_skipped(dataset.skipped if is_main() else [], config.out)
+    state = state | dict(images=list_fingerprint(dataset))
     saver, check = _Saver(config, accelerator, step, optimizer, text, state), FiniteCheck(config)
     batches = Timed(load_batches(dataset, config, start, pin=accelerator.device.type == 'cuda'))
     log = _open_log(config, accelerator, start, state, batches)
-    with log, explain_memory(config), explain_lost_rank(), StopSignals() as signals:
+    with log, explain_memory(config), explain_lost_rank(), batches, saver.rescue(log), StopSignals() as signals:
         for iteration, batch in enumerate(bar := progress(batches, config.iterations - start), start + 1):
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
             torch.manual_seed(seed_from(config.seed, iteration, rank(), 1))
             batch = to_device(batch, accelerator.device)
             values, seen = take_step(accelerator, step, optimizer, batch, phase_at(config, iteration), config)
-            if check(values, iteration, batch['name']):
+            if good := check(values, iteration, batch['name']):
                 optimizer.step()
                 if saver.model.contrast is not None: saver.model.contrast.follow()
-                if is_main(): log(iteration, values | _measured(log, iteration, saver.model), lr, bar)
             elif accelerator.scaler: accelerator.scaler.update()         # fp16: forget this step's gradients
+            saver.done = iteration
+            if good and is_main(): log(iteration, values | _measured(log, iteration, saver.model), lr, bar)
             _show(config, accelerator, iteration, batch, seen)
             if score: saver.rate(iteration, score)
             stopped = all_reduce(torch.tensor([signals.heard])).item()   # received by any rank
@@ -219,6 +247,21 @@ def train(
         barrier()
     for tracker in accelerator.trackers: tracker.finish()
     return last
+
+
+# %% ../nbs/train/training.ipynb #9fd7c36b
+def train(
+    config:TrainConfig, # every setting
+    dataset:ImageDataset|None=None, # the images, if they are open already; None = `training_data(config)`
+    score:Callable|None=None # model -> number, higher is better; called every `score_every` iterations
+)->Path: # the last checkpoint
+    "Train DALNet on images and tags by Eq. 8 (Section 3.5), from the start or from the newest checkpoint"
+    accelerator, dataset = start_accelerator(config), dataset or training_data(config)
+    text = build_text(config, dataset.classes)
+    with _claimed(config.out):
+        found, start = _find_start(config, text, dataset)
+        return found if start >= config.iterations else _run(config, accelerator, dataset, text, found, start, score)
+
 
 # %% ../nbs/train/training.ipynb #0e15e3a2
 _ELSEWHERE = dict(PRESETS='config')  # name -> the module that defines it

@@ -17,23 +17,30 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
-from .core import InputError, palette, write_whole
+from .core import InputError, one_line, palette, write_whole
 from .images import encode
 from .processes import in_notebook
 
 # %% ../nbs/train/watch.ipynb #b18f5174
 class Timed:
-    "Batches, and the seconds spent waiting for them"
-    def __init__(self, loader:Iterable): self.loader, self.waited = loader, 0.
+    "Batches, and the seconds spent waiting for them; as a context, stops the processes that load them at its end"
+    def __init__(self, loader:Iterable): self.loader, self.waited, self.batches = loader, 0., None
     def __len__(self): return len(self.loader)
     def __iter__(self)->Iterator:
-        batches = iter(self.loader)
+        self.batches = iter(self.loader)
         while True:
             start = time.perf_counter()
-            try: batch = next(batches)
+            try: batch = next(self.batches)
             except StopIteration: return
             finally: self.waited += time.perf_counter() - start
             yield batch
+
+    def __enter__(self): return self
+    def __exit__(self, *error):
+        if not hasattr(self.batches, '_shutdown_workers'): return       # they are loaded in this process
+        self.batches._shutdown_workers()
+        for worker in self.batches._workers: worker.kill()               # they ignore SIGTERM, see `leave_signals`
+
 
 # %% ../nbs/train/watch.ipynb #0daddf62
 def read_log(
@@ -115,6 +122,15 @@ def __call__(self:Log,
 
 # %% ../nbs/train/watch.ipynb #ec19c6ed
 @patch
+def _reopen(self:Log):
+    "Start the log again after its folder was removed"
+    path = Path(self.file.name)
+    print(f'{path}: was removed during the run; the log starts again', file=sys.stderr)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.file.close()
+    self.file = open(path, 'a')
+
+@patch
 def _write(self:Log, iteration, means, lr):
     "Write a line and reset the means -> seconds since the start of the run"
     now = time.perf_counter()
@@ -123,6 +139,7 @@ def _write(self:Log, iteration, means, lr):
     line = dict(iteration=iteration, lr=lr, seconds=round(seconds, 2), waiting=round(waiting, 4))
     line |= {name: round(mean, 5) for name, mean in means.items()}
     try:
+        if not Path(self.file.name).exists(): self._reopen()
         self.file.write(json.dumps(line) + '\n')
         self.file.flush()
     except OSError as e:
@@ -176,18 +193,21 @@ def report_skipped(
     lines:list[str], # what is wrong with each bad image
     out:str|Path # folder of the run
 ):
-    "Report each skipped image once: on stderr, and in skipped.txt"
+    "Report each skipped image once: in skipped.txt, and the first 20 on stderr"
     path = Path(out)/'skipped.txt'
-    known = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-    new = [line for line in dict.fromkeys(lines) if line not in known]
+    known = set(path.read_text(encoding='utf-8').splitlines() if path.is_file() else [])
+    new = [line for line in dict.fromkeys(map(one_line, lines)) if line not in known]
     if not new: return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8') as file: file.writelines(f'{line}\n' for line in new)
-    for line in new: print(f'skipped: {line}', file=sys.stderr)
+    for line in new[:20]: print(f'skipped: {line}', file=sys.stderr)
+    if len(new) > 20: print(f'skipped: {len(new) - 20:,} more, listed in {one_line(path)}', file=sys.stderr)
 
 # %% ../nbs/train/watch.ipynb #63466dbd
+_STOPS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
 class StopSignals:
-    "Records SIGINT and SIGTERM in `heard` while it is open; a second Ctrl-C a second later raises"
+    "Records SIGINT, SIGTERM and SIGHUP in `heard` while it is open; a second Ctrl-C a second later raises"
     def __init__(self): self.heard, self.at, self.old = 0, 0., {}
 
     def _hear(self, number, frame):
@@ -197,7 +217,9 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
-            for number in (signal.SIGINT, signal.SIGTERM): self.old[number] = signal.signal(number, self._hear)
+            for number in _STOPS:
+                if signal.getsignal(number) != signal.SIG_IGN:           # as after nohup
+                    self.old[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *error):
@@ -214,4 +236,4 @@ def leave_signals(
     worker:int # number of a worker process
 ):
     "In a worker that loads images, ignore the signals meant for the main process"
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    for number in _STOPS: signal.signal(number, signal.SIG_IGN)

@@ -100,7 +100,7 @@ def test_settings_share_nothing():
 AT_LEAST_ONE = """iterations batch_size crop global_views local_size width seg_width seg_dilation save_every
     log_every keep accumulate timeout lr tau scale_min power head_lr_ratio""".split()
 AT_LEAST_ZERO = """warmup seed long_side seg_start ptc_start pseudo_switch cam_threshold local_crops score_every
-    show_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low""".split()
+    show_every lam weight_cls weight_local weight_decay warmup_lr jitter blur beta low teacher_momentum""".split()
 
 
 @pytest.mark.parametrize('name,value', [
@@ -110,7 +110,7 @@ AT_LEAST_ZERO = """warmup seed long_side seg_start ptc_start pseudo_switch cam_t
     ('encoder', ''), ('out', ' '), ('text', ''), ('pretrained', ''),
     ('pool', 'max'), ('similarity', 'Map'), ('tag_reduce', ''), ('augment', 'none'), ('precision', 'fp8'),
     ('text_projection', 'frozen'), ('negatives', 'all'), ('map_source', 'inter'), ('pseudo_source', 'text'),
-    ('local_outside', ''), ('fuse', 'max'),
+    ('local_outside', ''), ('fuse', 'max'), ('thresholds', 'otsu'), ('pseudo_form', 'both'), ('teacher_momentum', 1.1),
     ('nan', 'ignore'), ('device', 'tpu'), ('trackers', 'tensorboard,'), ('trackers', 'mlflow')])
 def test_ranges(name, value):
     error(lambda: TrainConfig(**{name: value}), f'setting {name}: must be ', '; got ')
@@ -427,7 +427,8 @@ def test_free_settings():
     chosen = dict(pool='maps', similarity='clamp', tag_reduce='mean', augment='dino', precision='bf16', nan='skip',
                   device='cpu', trackers='wandb', accumulate=2, warmup_lr=1e-7, flip_merge='sum',
                   text_projection='learnt', negatives='classes', map_source='both', pseudo_source='inter',
-                  local_outside='background', fuse='max_logit', method='toco')
+                  local_outside='background', fuse='max_logit', method='toco', thresholds='searched',
+                  pseudo_form='soft')
     base = TrainConfig(region_folder='regions')
     for setting in fields(TrainConfig):
         changed = replace(base, **{setting.name: chosen.get(setting.name, other_value(base, setting))})

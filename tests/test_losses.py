@@ -5,7 +5,7 @@ from dalnet.gia import gia_loss, local_loss
 from dalnet.lattice import PermutohedralLattice
 from dalnet.lea import lea_loss
 from dalnet.refine import PAR, ptc_loss
-from dalnet.segment import DenseEnergyLoss, seg_loss
+from dalnet.segment import DenseEnergyLoss, collision_loss, seg_loss
 
 
 def cos(a, b):
@@ -182,6 +182,27 @@ def test_seg(seed):
                 (things if c else ground).append(-math.log(slow_softmax([channel[y][x] for channel in large])[c]))
     want = .5*sum(ground)/len(ground) + .5*sum(things)/len(things)
     assert abs(seg_loss(logits, label).item() - want) < 1e-5
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_collision(seed):
+    "Of each pixel -ln sum_k q_k p_k, weighted by the background's share of it, and by the classes'"
+    g = torch.Generator().manual_seed(seed)
+    logits, classes = torch.randn(2, 5, 3, 4, generator=g), torch.tensor([[3, 0], [1, 2]])
+    soft = (3*torch.randn(2, 3, 7, 8, generator=g)).softmax(1)
+    soft[:, :, :, 6:] = 0                                                # padding
+    sums, totals = [0, 0], [0, 0]
+    for image, labels, own in zip(logits.tolist(), soft.tolist(), classes.tolist()):
+        large = [slow_enlarge(channel, 7, 8) for channel in image]
+        for y in range(7):
+            for x in range(6):
+                p, q = slow_softmax([channel[y][x] for channel in large]), [channel[y][x] for channel in labels]
+                both = -math.log(sum(q[k]*p[c] for k, c in enumerate([0, own[0] + 1, own[1] + 1])))
+                for kind, weight in enumerate((q[0], 1 - q[0])):
+                    sums[kind] += weight*both
+                    totals[kind] += weight
+    want = .5*sums[0]/totals[0] + .5*sums[1]/totals[1]
+    assert abs(collision_loss(logits, soft, classes).item() - want) < 1e-5
 
 
 def slow_lattice(features, values):

@@ -77,6 +77,15 @@ def test_a_step_is_the_same_however_it_is_spread(n, settings, shapes, alone, tmp
             assert abs(value - many[name]) <= 1e-5*max(1, abs(value)), (number, name, value, many[name])
 
 
+def test_a_teacher_and_soft_labels_are_the_same_however_they_are_spread(shapes, tmp_path):
+    new = dict(teacher_momentum=.9, thresholds='searched', pseudo_form='soft')
+    one = first_steps(shapes, tmp_path/'one.json', **new)
+    many = first_steps(shapes, tmp_path/'many.json', 2, accumulate=2, **new)
+    for alone, spread in zip(one, many):
+        assert alone.keys() == spread.keys() and 'threshold' in alone
+        for name, value in alone.items(): assert abs(value - spread[name]) <= 1e-5*max(1, abs(value)), name
+
+
 def test_bfloat16_gives_nearly_the_same(shapes, alone, tmp_path):
     "Within 2% of each term (and 0.02) on the CPU; the norm of the gradient, which divides by short tokens, within 10%"
     found = first_steps(shapes, tmp_path/'bf16.json', precision='bf16')

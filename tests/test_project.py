@@ -77,7 +77,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
     **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
-    'processes': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
+    'processes': {'accelerate', 'torch'}, 'teacher': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
     **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files step threshold'
                     .split(), RUN),
     'run_report': RUN, 'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},

@@ -113,6 +113,21 @@ def test_resumes_from_the_one_before(shapes, undisturbed, tmp_path):
     assert code == 0 and 'already trained to iteration 24' in text
 
 
+def test_a_teacher_and_searched_thresholds_resume(shapes, tmp_path):
+    new = '--teacher-momentum', .9, '--thresholds', 'searched', '--pseudo-form', 'soft', '--workers', 0
+    process = start(shapes, tmp_path/'whole', *new)
+    assert process.wait(300) == 0, process.stdout.read()
+    out = shutil.copytree(tmp_path/'whole', tmp_path/'run')
+    shutil.rmtree(out/'iter_000024')                                      # the teacher and the threshold of 22 are left
+    code, text, err = resume(shapes, out, *new)
+    assert code == 0 and f'resuming from {out/"iter_000022"}' in text, (text, err)
+    same(out, tmp_path/'whole')
+    one, two = (load_file(folder/'iter_000024/teacher.safetensors') for folder in (out, tmp_path/'whole'))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+    states = [json.loads((folder/'iter_000024/config.json').read_text())['state'] for folder in (out, tmp_path/'whole')]
+    assert states[0]['threshold'] == states[1]['threshold'] != .475
+
+
 def test_another_run_is_not_overwritten(shapes, undisturbed):
     line = error_of('dalnet_train', '--data', shapes, '--out', undisturbed, *RUN, '--lr', '.1')
     assert 'lr: 0.001 there, 0.1 here' in line and 'resume' in line

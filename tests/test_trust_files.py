@@ -1,26 +1,29 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, shutil, socket, struct, subprocess, sys, tarfile
+import io, json, os, shutil, socket, struct, subprocess, sys, tarfile, time
 from dataclasses import replace
-from pathlib import Path
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 from dalnet.build import build_model, build_text
 from dalnet.checkpoint import Checkpoint
-from dalnet.coco_annotations import load_annotations
+from dalnet.cli import dalnet_data
+from dalnet.coco_annotations import load_annotations, render_mask
 from dalnet.config import PRESETS
-from dalnet.core import InputError
 from dalnet.dataset import read_lines
 from dalnet.inference import Predictor
-from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, upright_size
+from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, save_mask
+from dalnet.images import upright_size
 from dalnet.label_files import predict_files, pseudo_label_files
 from dalnet.shapes import SHAPE_CLASSES
 from dalnet.tagged import TaggedImageDataset
+from dalnet.text import TextEmbeddings
 from dalnet.transforms import EvalTransform
 from dalnet.voc import VOCDataset
 from dalnet.voc_tags import read_onehot
-from test_bad_data import one_line, picture, state, table
+from test_bad_data import one_line, state, table
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +85,8 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     path, started = tmp_path/'a.jpg', []
     path.write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
     monkeypatch.setattr('subprocess.check_call', lambda *args, **options: started.append(args))
-    for read in (load_image, check_image, as_image, lambda path: load_mask(path, 3)): one_line(lambda: read(path), 'a.jpg')
+    for read in (load_image, check_image, as_image, lambda path: load_mask(path, 3)):
+        one_line(lambda: read(path), 'a.jpg')
     assert not started and '.eps' not in IMAGE_SUFFIXES
 
 
@@ -143,7 +147,8 @@ def test_two_sources_of_one_name(predictor, tmp_path):
     assert predict_files(predictor, [first], out) == (1, 0, [])
     before = state(out)
     done, _, failures = predict_files(predictor, [second], out)
-    assert done == 0 and len(failures) == 1 and f'replace those of {first}/a.jpg' in failures[0] and state(out) == before
+    assert done == 0 and len(failures) == 1 and state(out) == before
+    assert f'replace those of {first}/a.jpg' in failures[0]
     first.rename(tmp_path/'moved')
     assert predict_files(predictor, [tmp_path/'moved'], out) == (0, 1, [])          # the same file elsewhere
     (tmp_path/'moved/a.jpg').write_bytes(jpeg(77))
@@ -234,7 +239,7 @@ def test_odd_annotations(shapes, tmp_path):
     data = shutil.copytree(shapes, tmp_path/'voc')
     victim = sorted((data/'Annotations').iterdir())[0]
     victim.unlink(), os.mkfifo(victim)
-    assert len(VOCDataset(data, 'train', skip_bad=True).skipped) + len(VOCDataset(data, 'val', skip_bad=True).skipped) == 1
+    assert sum(len(VOCDataset(data, split, skip_bad=True).skipped) for split in ('train', 'val')) == 1
 
 
 # deep greys
@@ -249,8 +254,8 @@ def tiff(path, pixels, bits):
                (278, pixels.shape[0]), (279, len(data)), (339, 3 if pixels.dtype.kind == 'f' else 1)]
     start = 8 + len(data) + len(data) % 2
     table = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in entries)
-    path.write_bytes(b'II*\0' + struct.pack('<I', start) + data.ljust(start - 8, b'\0') + struct.pack('<H', len(entries))
-                     + table + bytes(4))
+    head, count = b'II*\0' + struct.pack('<I', start), struct.pack('<H', len(entries))
+    path.write_bytes(head + data.ljust(start - 8, b'\0') + count + table + bytes(4))
     return path
 
 
@@ -273,3 +278,169 @@ def test_greys_without_a_range_are_one_line(predictor, tmp_path, value, kind):
     path = tiff(tmp_path/'a.tif', pixels, 32)
     one_line(lambda: load_image(path), 'a.tif', 'pixels range')
     assert predict_files(predictor, [path], tmp_path/'out')[0] == 0
+
+
+# nothing disappears unseen
+
+def test_members_of_an_archive(predictor, tmp_path):
+    png = io.BytesIO()
+    save_mask(np.zeros((24, 32)), png)
+    with tarfile.open(tmp_path/'a.tar', 'w') as file:
+        for name, data in [('a.seg.png', png.getvalue()), ('a.jpg', jpeg()), ('a.cls', b'0'), ('b.v1.jpg', jpeg(1)),
+                           ('b.v2.jpg', jpeg(2)), ('b.cls', b'1')]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+        kinds = {'link.jpg': tarfile.SYMTYPE, 'hard.jpg': tarfile.LNKTYPE, 'pipe.jpg': tarfile.FIFOTYPE}
+        for name, kind in kinds.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, 'a.jpg'
+            file.addfile(info)
+    done, _, failures = predict_files(predictor, [tmp_path/'a.tar'], tmp_path/'out')
+    assert (done, len(failures)) == (3, 3) and all('pack plain files' in line for line in failures)
+    assert np.asarray(Image.open(tmp_path/'out/a_overlay.jpg')).std() > 20           # the picture, not its mask
+    ds = TaggedImageDataset(tmp_path/'a.tar', skip_bad=True)
+    assert list(ds.names) == ['a', 'b.v1', 'b.v2'] and len(ds.skipped) == 3
+
+
+@pytest.mark.parametrize('cut', [512, 1024, 1536])
+def test_an_archive_that_ends_early_or_goes_on(predictor, tmp_path, cut):
+    whole = archive(tmp_path/'a.tar', [(f'{i}.jpg', jpeg(i)) for i in range(3)]).read_bytes()
+    starts = [i for i in range(0, len(whole), 512) if whole[i + 257:i + 262] == b'ustar']
+    for data in (whole[:starts[2]], whole[:starts[2] + cut], whole[:starts[1]] + b'x'*cut + whole[starts[1]:], whole*2):
+        (tmp_path/'b.tar').write_bytes(data)
+        one_line(lambda: TaggedImageDataset(tmp_path/'b.tar', allow_untagged=True, skip_bad=True), 'b.tar')
+        one_line(lambda: predict_files(predictor, [tmp_path/'b.tar'], tmp_path/'out'), 'b.tar')
+
+
+def test_a_split_that_is_misspelt_is_named(mine):
+    path = table(mine.parent, 'image,tags,split\na.jpg,cat,train\nb.jpg,dog,trian\nc.jpg,cat,val\n')
+    lines = TaggedImageDataset(path).skipped
+    assert len(lines) == 1 and '1 images of the split "trian"' in lines[0]
+    assert not TaggedImageDataset(path, 'trian').skipped and not TaggedImageDataset(path, part='val').skipped
+
+
+def test_one_image_by_two_paths(mine):
+    rows = f'a.jpg,cat\n{mine.parent}/a.jpg,dog\n{mine.parent}//b.jpg,dog\n.//b.jpg,cat\n'
+    path = table(mine.parent, f'image,tags\n{rows}')
+    one_line(lambda: TaggedImageDataset(path), 'listed twice (see also row')
+    left = TaggedImageDataset(path, skip_bad=True)
+    assert list(left.names) == ['a', 'b'] and len(left.skipped) == 2
+
+
+def annotations(folder, change):
+    "An annotation file of one crowd, after a change to it"
+    shape = [[0, 0, 8, 0, 8, 8]]
+    data = dict(images=[dict(id=1, file_name='a.jpg', height=24, width=32)], categories=[dict(id=3, name='cat')],
+                annotations=[dict(id=5, image_id=1, category_id=3, iscrowd=0, area=32, segmentation=shape)])
+    change(data)
+    path = folder/'instances_val.json'
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize('crowd, value', [('0', 1), ('1', 255), (False, 1), (None, 1), (1.0, 255)])
+def test_numbers_as_text_in_annotations(tmp_path, crowd, value):
+    coco = load_annotations(annotations(tmp_path, lambda data: data['annotations'][0].update(iscrowd=crowd, area='32')))
+    assert render_mask((24, 32), coco.imgToAnns[1], {3: 1}).max() == value
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda data: data['annotations'][0].update(iscrowd='no'), 'iscrowd "no"'),
+    (lambda data: data['annotations'][0].update(iscrowd=2), 'iscrowd 2'),
+    (lambda data: data['annotations'][0].update(area='large'), 'area "large"'),
+    (lambda data: data['annotations'][0].update(area=[1]), 'area [1]'),
+    (lambda data: data['images'].append(dict(data['images'][0], file_name='b.jpg')), 'image 1 is listed twice'),
+    (lambda data: data['categories'].append(dict(id=3, name='dog')), 'category 3 is listed twice')])
+def test_annotations_that_contradict(tmp_path, change, words):
+    one_line(lambda: load_annotations(annotations(tmp_path, change)), 'instances_val.json', words)
+
+
+# bounds
+
+def seconds(work, *words):
+    "The processor time of an error of one line"
+    start = time.process_time()
+    assert len(one_line(work, *words)) < 1000
+    return time.process_time() - start
+
+
+def test_limits_are_quick_and_named(tmp_path, predictor):
+    wide = table(tmp_path, ','.join(f'c{i}' for i in range(10**6)) + '\n', 'wide.csv')
+    assert seconds(lambda: TaggedImageDataset(wide), '1,000,000 columns', '10,000') < 5
+    header = ['image', 'tags', *(f'c{i}' for i in range(9000)), 'c7']
+    wide = table(tmp_path, ','.join(header) + '\n')
+    assert seconds(lambda: TaggedImageDataset(wide), 'two columns are called "c7"') < 5
+    shape = dict(counts='o'*10**6, size=[24, 32])
+    long = dict(id=1, category_id=3, iscrowd=1, area=1, segmentation=shape)
+    assert seconds(lambda: render_mask((24, 32), [long], {3: 1}), 'too many digits') < 5
+    Image.new('1', (13_300, 13_300)).save(tmp_path/'large.png')
+    assert (tmp_path/'large.png').stat().st_size < 30_000
+    assert seconds(lambda: load_image(tmp_path/'large.png'), 'large.png', '120,000,000 pixels') < 1
+    assert seconds(lambda: load_mask(tmp_path/'large.png', 3), 'large.png', '120,000,000 pixels') < 1
+    assert predict_files(predictor, [tmp_path/'large.png'], tmp_path/'out')[0] == 0
+
+
+# one line each
+
+DEEP = '['*200_000 + ']'*200_000
+
+
+@pytest.mark.parametrize('name, text', [
+    ('a.json', DEEP), ('a.json', '{"samples": ' + DEEP + '}'), ('a.json', '{"samples": [{"filepath": "a.jpg"}, 3]}'),
+    ('a.json', '{"labels": {"a": {"label": 1}, "b": [{}]}}'), ('a.json', '[{"data": 3}]'), ('a.jsonl', DEEP),
+    ('a.jsonl', '{"image": "a.jpg", "tags": ' + '['*400 + ']'*400 + '}'), ('a.jsonl', '{"image": ["a"], "tags": 1}'),
+    ('a.csv', 'image,tags,tags\na.jpg,cat,dog\n'), ('a.csv', b'image,tags\n\xff\xfe.jpg,cat\n')])
+def test_odd_tables_are_one_line(mine, name, text):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name)
+
+
+def test_parquet_with_a_column_twice(mine):
+    arrays = [pa.array([value]) for value in ('a.jpg', 'cat', 'dog')]
+    columns = pa.Table.from_arrays(arrays, ['image', 'tags', 'tags'])
+    pa.parquet.write_table(columns, mine.parent/'a.parquet')
+    one_line(lambda: TaggedImageDataset(mine.parent/'a.parquet'), 'two columns are called "tags"')
+
+
+def test_sparse_members(predictor, tmp_path):
+    with open(tmp_path/'a.jpg', 'wb') as file: file.truncate(10**6), file.write(jpeg())
+    subprocess.run(['tar', '-cSf', tmp_path/'a.tar', '-C', tmp_path, 'a.jpg'], check=True)
+    done, _, failures = predict_files(predictor, [tmp_path/'a.tar'], tmp_path/'out')
+    assert done == 0 and len(failures) == 1
+
+
+ODD_ARRAYS = [np.array(3.), np.array('x'), np.array(None), np.zeros((4, 5), 'U1'), np.zeros((3, 0))]
+
+
+@pytest.mark.parametrize('array', ODD_ARRAYS)
+def test_odd_arrays(tmp_path, array):
+    one_line(lambda: as_image(array))
+    np.savez(tmp_path/'a.npz', names=np.array('cat'), prompts=np.array('cat'), fg=np.array(1.), bg=np.array(1.))
+    one_line(lambda: TextEmbeddings.load(tmp_path/'a.npz'), 'a.npz')
+
+
+def test_odd_names(predictor, tmp_path):
+    names = [b'\xff\xfe.jpg', b'red\x1b[31m.jpg', b'two\nlines.jpg', b'x'*239 + b'.jpg', b'y'*251 + b'.jpg']
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    for i, name in enumerate(names): (folder/os.fsdecode(name)).write_bytes(jpeg(i))
+    done, _, failures = predict_files(predictor, [folder], tmp_path/'out')
+    assert done == 4 and len(failures) == 1 and 'shorten it' in failures[0] and failures[0].isprintable()
+    (folder/'bad\x1b\udcff.jpg').write_bytes(b'no image')
+    line = predict_files(predictor, [folder], tmp_path/'out')[2][0]
+    assert line.isprintable() and r'bad\x1b\udcff.jpg' in line
+
+
+def test_an_out_folder_without_a_name(predictor, checkpoint, tmp_path):
+    for out in ('', table(tmp_path, '', 'file')):
+        one_line(lambda: predict_files(predictor, [tmp_path], out), 'out')
+        one_line(lambda: pseudo_label_files(checkpoint, out), 'out')
+
+
+def test_problems_are_summed_up(tmp_path, capsys):
+    path = table(tmp_path, 'image,tags\na.jpg,cat\n' + ''.join(f'no{i}.jpg,cat\n' for i in range(500)))
+    (tmp_path/'a.jpg').write_bytes(jpeg())
+    for options, lines in (([], 20), (['--all'], 500)):
+        with pytest.raises(SystemExit): dalnet_data(['tags', str(path), '--quick', *options])
+        out = capsys.readouterr().out
+        assert out.count('problem: ') == lines and ('480 more; --all' in out) == (not options)

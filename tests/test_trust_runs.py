@@ -1,16 +1,25 @@
 "Nothing that is read is trusted: damaged, edited or absurd files, and what happens to a run, end in one clear line"
-import json, shutil
-import pytest, torch
+import json, shutil, signal, subprocess
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from dalnet.build import build_model, build_text, check_encoder_options, open_data
+from dalnet.bench_cli import dalnet_bench
 from dalnet.checkpoint import Checkpoint, _seal, has_segmentation
+from dalnet.cli import dalnet_data, dalnet_demo, dalnet_predict, dalnet_train
 from dalnet.config import PRESETS
 from dalnet.core import InputError
+from dalnet.data import open_dataset
 from dalnet.evaluation import evaluate_cams, evaluate_segmentation
+from dalnet.fetch import dalnet_fetch
+from dalnet.index import build_index
 from dalnet.inference import Predictor
 from dalnet.label_files import predict_files
-from dataclasses import replace
-from test_cli import BIN, command, error_of
+from dalnet.tables import dalnet_tables
+from dalnet.text import TextEmbeddings
+from test_cli import BIN, error_of
 
 CONFIG = replace(PRESETS['demo'], encoder_options=dict(depth=3, patch_size=16, img_size=32), seg_width=16)
 
@@ -157,3 +166,169 @@ def test_maps_that_are_not_finite_are_refused_for_each_image(shapes, tmp_path):
     assert all(str(path) in line and 'NaN' in line for path, line in zip(pictures, failures))
     for score in (evaluate_cams, evaluate_segmentation):
         with pytest.raises(InputError, match='NaN or infinity'): score(model, dataset, (1.,), False)
+
+
+# text files
+
+VECTORS = dict(names=np.array(['cat', 'dog']), prompts=np.array(['a cat', 'a dog']), fg=np.eye(2, 8),
+               bg=np.ones((1, 8)))
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(fg=np.zeros((2, 8))), 'zero'), (dict(bg=np.zeros((1, 8))), 'zero'),
+    (dict(fg=np.ones((2, 0)), bg=np.ones((1, 0))), '0 wide'),
+    (dict(fg=np.zeros((2, 8), 'M8[s]')), 'not numbers'), (dict(bg=np.ones((1, 8), bool)), 'not numbers'),
+    (dict(fg=np.ones((2, 8), complex)), 'not numbers'), (dict(names=np.array([1, 2])), 'not all text'),
+    (dict(prompts=np.array([1., 2.])), 'not all text'), (dict(names=np.array(['cat', 'cat'])), 'twice')])
+def test_text_files_of_other_things_are_refused(change, words, tmp_path):
+    np.savez(tmp_path/'text.npz', **VECTORS)
+    assert TextEmbeddings.load(tmp_path/'text.npz').names == ('cat', 'dog')
+    np.savez(tmp_path/'text.npz', **VECTORS | change)
+    with pytest.raises(InputError, match=words) as caught: TextEmbeddings.load(tmp_path/'text.npz')
+    assert 'text.npz' in str(caught.value)
+
+
+# what happens to a run
+
+def train(data, out, *more, **options):
+    "Start a long training of a small network in a process of its own"
+    words = ['--preset', 'demo', '--iterations', 400, '--batch-size', 2, '--log-every', 2, '--eval-split', 'none',
+             '--seg-start', 400, '--crop', 32, '--encoder-options', '{"depth": 3, "patch_size": 16, "img_size": 32}']
+    args = [str(word) for word in (BIN/'dalnet_train', '--data', data, '--out', out, *words, *more)]
+    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def wait_for_step(process):
+    "Wait for the first line about a step"
+    for line in process.stdout:
+        if '/400 ' in line: return
+    raise AssertionError('it took no step')
+
+
+def ended(process, code):
+    "The last line of a process that must end soon with an exit code, without a traceback"
+    text = process.communicate(timeout=240)[0]
+    assert process.returncode == code and 'Traceback' not in text, text
+    return text.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def data(shapes, tmp_path): return shutil.copytree(shapes, tmp_path/'data')
+
+
+def test_a_second_training_in_one_folder_is_refused(data, tmp_path):
+    first = train(data, tmp_path/'run', '--workers', 0)
+    wait_for_step(first)
+    line = ended(train(data, tmp_path/'run', '--workers', 0), 2)
+    assert f'in use by process {first.pid} on' in line
+    first.send_signal(signal.SIGKILL), first.wait()
+    assert (tmp_path/'run/train.lock').exists()
+    third = train(data, tmp_path/'run', '--workers', 0)  # the lock is stale
+    wait_for_step(third)
+    third.send_signal(signal.SIGTERM)
+    assert 'run the same command to resume' in ended(third, 128 + signal.SIGTERM)
+    assert not (tmp_path/'run/train.lock').exists()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_image_ends_the_run_and_saves_what_was_done(workers, data, tmp_path):
+    process = train(data, tmp_path/'run', '--workers', workers)
+    wait_for_step(process)
+    for path in (data/'JPEGImages').iterdir(): path.write_bytes(path.read_bytes()[:900])
+    assert 'cannot be decoded' in ended(process, 2)
+    last = Checkpoint.newest(tmp_path/'run')
+    assert last and Checkpoint.iteration(last) >= 2
+
+
+def test_a_closed_terminal_saves_too(data, tmp_path):
+    process = train(data, tmp_path/'run', '--workers', 2)
+    wait_for_step(process)
+    process.send_signal(signal.SIGHUP)
+    assert 'is saved in' in ended(process, 128 + signal.SIGHUP)
+
+
+def test_a_removed_folder_is_made_again(data, tmp_path):
+    process = train(data, tmp_path/'run', '--workers', 0)
+    wait_for_step(process)
+    shutil.rmtree(tmp_path/'run')
+    for line in process.stdout:
+        if 'was removed during the run' in line: break
+    process.send_signal(signal.SIGTERM)
+    assert 'is saved in' in ended(process, 128 + signal.SIGTERM)
+    assert Checkpoint.newest(tmp_path/'run') and (tmp_path/'run/log.jsonl').stat().st_size
+
+
+def test_a_run_does_not_resume_on_another_list(data, tmp_path):
+    process = train(data, tmp_path/'run', '--workers', 0)
+    wait_for_step(process)
+    process.send_signal(signal.SIGTERM)
+    ended(process, 128 + signal.SIGTERM)
+    names = data/'ImageSets/Segmentation/train.txt'
+    names.write_text(''.join(names.read_text().splitlines(keepends=True)[:-1]))
+    assert 'another list of images' in ended(train(data, tmp_path/'run', '--workers', 0), 2)
+    process = train(data, tmp_path/'run', '--workers', 0, '--skip-bad', 'true')
+    assert 'skip_bad: False there' in ended(process, 2)
+
+
+# what a command says when something is wrong with it, or with us
+
+def said(command, capsys, *argv):
+    "The exit code and the lines of a command that runs in this process"
+    with pytest.raises(SystemExit) as end: command([str(word) for word in argv])
+    return end.value.code, capsys.readouterr().err.strip().splitlines()
+
+
+def test_a_bug_is_one_line_and_a_file(capsys, monkeypatch):
+    import dalnet.demo
+    monkeypatch.setattr(dalnet.demo, 'run_demo', lambda **options: [][1])
+    code, lines = said(dalnet_demo, capsys)
+    assert code == 3 and len(lines) == 1 and 'this is a bug in dalnet, please report it' in lines[0], lines
+    assert 'IndexError: list index out of range' in Path(lines[0].split()[-1]).read_text()
+
+
+@pytest.mark.parametrize('call, argv, near', [
+    (dalnet_train, ['--bacth-size', 4], '--batch-size'), (dalnet_train, ['--preset', 'voc_mni'], 'voc_mini'),
+    (dalnet_train, ['--data', 'x', '--zzzz', '3'], '--help'), (dalnet_predict, [], '--help'),
+    (dalnet_data, ['tgas', 'x'], 'tags'), (dalnet_data, ['tags', 'x', '--quik'], '--quick'),
+    (dalnet_bench, ['stepp'], 'step'), (dalnet_bench, ['step', '--round', 3, '--devise', 'cpu'], '--device'),
+    (dalnet_fetch, ['--prest', 'voc_mini'], '--preset'), (dalnet_tables, ['x', '--budgt', '1h'], '--budget')])
+def test_a_wrong_option_is_one_line_with_the_nearest(call, argv, near, capsys):
+    code, lines = said(call, capsys, *argv)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith('error: ') and near in lines[0], lines
+
+
+def test_a_killed_scoring_names_the_checkpoint(data, tmp_path, capsys, monkeypatch):
+    import dalnet.evaluation
+    monkeypatch.setattr(dalnet.evaluation, 'report_scores', lambda *args, **more: signal.raise_signal(signal.SIGTERM))
+    code, lines = said(dalnet_train, capsys, '--preset', 'demo', '--data', data, '--out', tmp_path/'run',
+                       '--iterations', 1, '--batch-size', 1, '--warmup', 0, '--encoder-options', '{"depth": 2}')
+    assert code == 128 + signal.SIGTERM and 'dalnet_eval' in lines[-1] and 'iter_000001' in lines[-1], lines
+
+
+# caches
+
+@pytest.mark.parametrize('name', ['index.arrow', 'about.json'])
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:-9], lambda data: b'', lambda data: data[:-30] + b'x' + data[-29:]])
+def test_a_damaged_index_is_built_again(name, damage, tmp_path, capsys):
+    Image.new('RGB', (8, 8)).save(tmp_path/'a.jpg')
+    (tmp_path/'tags.csv').write_text('image,tags\na.jpg,cat\n')
+    path = build_index(tmp_path/'tags.csv')/name
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert open_dataset(tmp_path/'tags.csv').classes == ('cat',) and path.read_bytes() == before
+    assert 'is damaged; it is built again' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:99], lambda data: b'', lambda data: data.replace(b'|u1', b'<f8')])
+def test_a_damaged_decoded_copy_is_made_again(damage, tmp_path, capsys):
+    Image.new('RGB', (8, 8), 'red').save(tmp_path/'a.png')
+    (tmp_path/'tags.csv').write_text('image,tags\na.png,cat\n')
+    dataset = open_dataset(tmp_path/'tags.csv')
+    dataset.keep_decoded(tmp_path/'kept')
+    before = dataset[0]['image']
+    path, = (tmp_path/'kept').rglob('*.npy')
+    path.write_bytes(damage(path.read_bytes()))
+    assert torch.equal(dataset[0]['image'], before) and torch.equal(dataset[0]['image'], before)
+    assert capsys.readouterr().err.count('is damaged; the image is decoded again') == 1
