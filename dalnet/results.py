@@ -41,7 +41,8 @@ def check_ours(
     for path in paths:
         if overwrite or not os.path.lexists(path) or bears(path): continue
         if path.suffix == '.json' and bears(path.with_suffix('.png')): continue
-        raise InputError(f'{path}: not made by dalnet; move it, choose another out, or replace such files (--overwrite)')
+        raise InputError(f'{path}: not made by dalnet; move it, choose another out, '
+                         'or replace such files (--overwrite)')
 
 # %% ../nbs/use/results.ipynb #c2e08a9b
 def sweep(
