@@ -61,7 +61,7 @@ def logged(f, key):
         written.append(key(args))
         return f(*args)
     return logging
-label_files._write_prediction = logged(label_files._write_prediction, lambda args: args[0].name)
+label_files.write_prediction = logged(label_files.write_prediction, lambda args: args[0].name)
 labeller = label_files._Labeller
 labeller.__call__ = logged(labeller.__call__, lambda args: str(args[0].dataset.names[args[1]]))
 def call(name, f, *args, **kwargs):
