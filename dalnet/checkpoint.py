@@ -249,7 +249,7 @@ def check_same(
         raise InputError(f'{folder}: a run with other classes ({there!r} there, {here!r} in the data); {advice}')
     if not (folder/'optimizer.safetensors').is_file() and about['iteration'] < config.iterations:
         raise InputError(f'{folder}/optimizer.safetensors: file not found, so the run cannot resume; {advice}')
-    before = (about['state'] or {}).get('images', images)
+    before = (about['state'] or {}).get('images') or images              # old versions kept none
     if images and before != images and about['iteration'] < config.iterations:
         line = f'{folder}: a run on another list of images or tags ({shown(before)} there, {shown(images)} here)'
         if not config.skip_bad:
