@@ -218,8 +218,9 @@ class StopSignals:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
             for number in _STOPS:
-                if signal.getsignal(number) != signal.SIG_IGN:           # as after nohup
-                    self.old[number] = signal.signal(number, self._hear)
+                ignored = signal.getsignal(number) == signal.SIG_IGN
+                if ignored and number not in (signal.SIGINT, signal.SIGTERM): continue     # nohup was asked for that
+                self.old[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *error):
