@@ -46,7 +46,8 @@ _FAILURES = (OSError, RuntimeError, MemoryError, ValueError)  # of one image; `I
 
 def _failure_line(image, error):
     "What went wrong with an image, in one line"
-    if isinstance(error, InputError): return str(error) if str(image) in str(error) else f'{image}: {error}'
+    name = one_line(str(image))
+    if isinstance(error, InputError): return str(error) if name in str(error) else f'{name}: {error}'
     return one_line(f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full')
 
 # %% ../nbs/use/label_files.ipynb #64cd20b0

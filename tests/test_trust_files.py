@@ -23,7 +23,7 @@ from dalnet.text import TextEmbeddings
 from dalnet.transforms import EvalTransform
 from dalnet.voc import VOCDataset
 from dalnet.voc_tags import read_onehot
-from test_bad_data import one_line, state, table
+from test_bad_data import mine, one_line, picture, state, table  # noqa: F401, fixtures
 
 
 @pytest.fixture(scope='module')
