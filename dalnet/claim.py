@@ -24,7 +24,9 @@ def _lives(holder, age):
     "Whether the holder of a lock is running; `age` is the number of seconds since its last sign of life"
     if holder.get('host') != socket.gethostname(): return age < STALE
     with suppress(psutil.Error, TypeError, ValueError):
-        return abs(psutil.Process(holder.get('pid')).create_time() - holder.get('started')) < 1
+        process = psutil.Process(holder.get('pid'))
+        same = abs(process.create_time() - holder.get('started')) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE         # killed, and not yet waited for
     return False
 
 def _now(folder):
