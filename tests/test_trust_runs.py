@@ -1,6 +1,7 @@
 "Nothing that is read is trusted: damaged, edited or absurd files, and what happens to a run, end in one clear line"
 import json, shutil, signal, subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -241,7 +242,8 @@ def test_a_bad_image_ends_the_run_and_saves_what_was_done(workers, data, tmp_pat
 
 
 def test_a_closed_terminal_saves_too(data, tmp_path):
-    process = train(data, tmp_path/'run', '--workers', 2)
+    with_terminal = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)       # even if the tests run under nohup
+    process = train(data, tmp_path/'run', '--workers', 2, preexec_fn=with_terminal)
     wait_for_step(process)
     process.send_signal(signal.SIGHUP)
     assert 'is saved in' in ended(process, 128 + signal.SIGHUP)
