@@ -72,6 +72,7 @@ def _train_and_score(config, args):
         raise Interrupted(f'the scoring was stopped; the training is complete: dalnet_eval {last} scores it',
                           getattr(error, 'number', signal.SIGINT)) from None
 
+# %% ../nbs/use/cli.ipynb #f071df93
 @console_command
 def dalnet_train(
     argv:list|None=None # arguments; None = sys.argv

@@ -46,6 +46,7 @@ def _check_numbers(path, things, kind):
             raise InputError(f'{path}: {kind} {thing["id"]} is listed twice; give each its own id')
         seen.add(thing['id'])
 
+# %% ../nbs/data/coco_annotations.ipynb #32233d4f
 def _number(annotation, key, path, known=None):
     "Turn a number that may be given as text into one; raise an `InputError` if it is none, or not a known one"
     value = annotation.get(key)

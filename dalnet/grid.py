@@ -9,16 +9,16 @@ __all__ = ['MEASURES', 'GRIDS', 'GridRow', 'GridTable', 'Grid', 'read_grid', 'Ru
 # %% ../nbs/evidence/grid.ipynb #47186c8b
 import hashlib, json, os, re, signal, threading, time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from .checkpoint import numbered
-from .claim import Claimed, claim, lock_holder
+from .claim import Claimed, lock_holder
 from .config import FREE, config_from, read_toml
 from .core import InputError
-from .processes import all_gather, is_main, print_rank0
+from .processes import all_gather, claim_for_all, print_rank0
 from .settings import TrainConfig
 from .watch import Interrupted, StopSignals
 
@@ -240,18 +240,6 @@ def _until(deadline):
 def _over(deadline): return deadline is not None and time.monotonic() >= deadline
 
 # %% ../nbs/evidence/grid.ipynb #b1cb6569
-@contextmanager
-def _claimed(run):
-    "Hold a run, on rank 0 for all ranks"
-    with ExitStack() as stack:
-        problem = ''
-        if is_main():
-            try: stack.enter_context(claim(run.folder/'run.lock'))
-            except Claimed as error: problem = str(error)
-        problem = all_gather([problem])[0]
-        if problem: raise Claimed(problem)
-        yield
-
 def _is_done(run): return all_gather([not missing_measures(run)])[0]
 
 def _do(run, train_one, measure_one, deadline):
@@ -278,7 +266,7 @@ def work_through(
         if _is_done(run): continue
         if _over(deadline): break
         try:
-            with _claimed(run): _do(run, train_one, measure_one, deadline)
+            with claim_for_all(run.folder/'run.lock'): _do(run, train_one, measure_one, deadline)
         except Claimed as error: print_rank0(f'{run.name}: skipped; {error}')
         except InputError as error:
             print_rank0(f'{run.name}: failed; {error}')

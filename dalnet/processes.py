@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'is_main', 'resolve_device', 'print_rank0', 'in_notebook', 'progress', 'shard', 'all_reduce',
-           'all_gather', 'barrier', 'leave_group', 'explain_lost_rank']
+           'all_gather', 'barrier', 'leave_group', 'claim_for_all', 'explain_lost_rank']
 
 # %% ../nbs/train/processes.ipynb #854de118
 import os, shutil, sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from tqdm import tqdm
+from .claim import Claimed, claim
 from .core import InputError, first_line
 
 # %% ../nbs/train/processes.ipynb #6a61e84a
@@ -143,6 +144,21 @@ def barrier():
 def leave_group():
     "Leave the process group at the end of a command"
     if world_size() > 1: dist.destroy_process_group()
+
+# %% ../nbs/train/processes.ipynb #da11d4f6
+@contextmanager
+def claim_for_all(
+    path # lock file, see `claim`
+):
+    "Hold a lock on rank 0 for all ranks, or raise `Claimed` on all"
+    with ExitStack() as stack:
+        problem = ''
+        if is_main():
+            try: stack.enter_context(claim(path))
+            except Claimed as error: problem = str(error)
+        problem = all_gather([problem])[0]
+        if problem: raise Claimed(problem)
+        yield
 
 # %% ../nbs/train/processes.ipynb #dcafe5d8
 _LOST = ('gloo', 'nccl', 'connection', 'timed out', 'timeout', 'peer')

@@ -182,6 +182,7 @@ def _confusions(found):
         'Each row is the share of one pair of labels in all wrong pixels; a wrong class is an error of recognition, '
         'the other two are errors of extent.'), *tables)
 
+# %% ../nbs/evidence/run_report.ipynb #b6b62930
 def _worst(found, dataset):
     "The pictures of the worst images"
     if not found.worst: return ''
@@ -242,6 +243,7 @@ def _report_options(parser):
     parser.add_argument('--limit', type=int, default=0, help='score so many images, evenly spaced; 0 = all (0)')
     parser.add_argument('--out', help='HTML file to write; default: report_SPLIT.html in the checkpoint\'s folder')
 
+# %% ../nbs/evidence/run_report.ipynb #b6aad2b8
 def _check_report(args):
     "Raise an `InputError` for options that cannot be"
     check_scales(args.cam_scales)
@@ -265,6 +267,7 @@ def _cams(args, model, config, dataset, device):
     kind = 'cam' if config.map_source == 'classifier' else config.map_source
     return cam_errors(model, dataset, kind, args.worst, fixed or free, free, merge=config.flip_merge, **views)
 
+# %% ../nbs/evidence/run_report.ipynb #7647c3e4
 def _report(args, command):
     "Check everything, score, and write the page"
     device = resolve_device(args.device, PATIENCE)

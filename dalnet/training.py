@@ -8,7 +8,7 @@ __all__ = ['poly_lr', 'train']
 # %% ../nbs/train/training.ipynb #ecd11826
 import os, shutil, time
 from collections.abc import Callable
-from contextlib import contextmanager, ExitStack, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -19,14 +19,13 @@ from .batches import load_batches, seed_from
 from .build import build_text, training_data
 from .cam import normalize_cam
 from .checkpoint import Checkpoint, check_same, numbered
-from .claim import Claimed, claim
 from .config import FREE
 from .settings import TrainConfig
 from .core import InputError, first_line
 from .dataset import ImageDataset, list_fingerprint
 from .model import text_geometry
 from .processes import all_gather, all_reduce, barrier, explain_lost_rank, is_main, print_rank0, progress, rank
-from .processes import world_size
+from .processes import claim_for_all, world_size
 from .step import FiniteCheck, explain_memory, phase_at, prepare_step, start_accelerator, take_step, to_device
 from .watch import Interrupted, Log, StopSignals, Timed, draw_panel, report_skipped, show_panel
 
@@ -104,20 +103,6 @@ def _find_start(config, text, dataset):
     if start >= config.iterations: print_rank0(f'{found}: already trained to iteration {start}')
     elif found: print_rank0(f'resuming from {found}')
     return found, start
-
-# %% ../nbs/train/training.ipynb #d315098e
-@contextmanager
-def _claimed(out):
-    "Hold the folder of a run, on rank 0 for all ranks"
-    with ExitStack() as stack:
-        problem = ''
-        if is_main():
-            try: stack.enter_context(claim(Path(out)/'train.lock'))
-            except Claimed as error: problem = str(error)
-        problem = all_gather([problem])[0]
-        if problem: raise Claimed(problem)
-        yield
-
 
 # %% ../nbs/train/training.ipynb #f056e983
 class _Saver:
@@ -258,7 +243,7 @@ def train(
     "Train DALNet on images and tags by Eq. 8 (Section 3.5), from the start or from the newest checkpoint"
     accelerator, dataset = start_accelerator(config), dataset or training_data(config)
     text = build_text(config, dataset.classes)
-    with _claimed(config.out):
+    with claim_for_all(Path(config.out)/'train.lock'):
         found, start = _find_start(config, text, dataset)
         return found if start >= config.iterations else _run(config, accelerator, dataset, text, found, start, score)
 
