@@ -202,7 +202,6 @@ def _report(done, before, failures, out):
     with explain_lost_rank(): barrier()  # a launcher stops all processes when the first exits with an error
     if failures: sys.exit(1)
 
-# %% ../nbs/use/cli.ipynb #ecaab977
 _OVERWRITE = dict(action='store_true', help='also replace files there that dalnet did not make')
 
 def _predict_options(parser):
