@@ -30,7 +30,7 @@ class Features(NamedTuple):
     "What the encoder sees in a batch of images, on a grid of h x w patches"
     cls:Tensor    # (B,D) class token v_cls
     patch:Tensor  # (B,D,h,w) patch tokens v_p of the last block, normalised
-    inter:Tensor  # (B,D,h,w) patch tokens F_inter of block depth-2
+    inter:Tensor  # (B,D,h,w) patch tokens F_inter of an intermediate block
 
 # %% ../nbs/method/06_encoder.ipynb #e2efdc56
 def _package_spec(name):
@@ -219,6 +219,7 @@ class Encoder(nn.Module):
         final_norm:bool|None=None, # hybrid: LayerNorm after the last block (True)
         img_size:int|None=None, # size the position embeddings are made for; None = the model's own (hybrid: 224)
         frozen:int=0, # parts that are not trained: the stem, then stages of a hybrid's CNN or blocks of a ViT
+        inter:int=2, # blocks after the one whose patch tokens are F_inter; at least `depth`: before the first
         **options # ViT: anything timm.create_model takes, e.g. patch_size, drop_path_rate
     ):
         super().__init__()
@@ -233,7 +234,7 @@ class Encoder(nn.Module):
         self.is_hybrid = name.startswith('hybrid:')
         freeze_stages(self.vit.patch_embed.backbone if self.is_hybrid else self.vit, frozen)
         self.dim, self.patch_size = self.vit.embed_dim, self.vit.patch_embed.feat_ratio()
-        self.grad_checkpointing = False
+        self.grad_checkpointing, self.inter = False, inter
         for key in ('mean', 'std'):
             value = torch.tensor(self.vit.pretrained_cfg[key]).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
@@ -295,13 +296,13 @@ def _as_map(tokens, grid):
 def forward(self,
     image:Tensor # (B,3,H,W) in [0,1]
 )->Features: # cls (B,D), patch and inter (B,D,h,w)
-    "Pass images through the blocks, and keep the tokens of block depth-2 on the way"
+    "Pass images through the blocks, and keep the tokens of an intermediate block on the way"
     x, grid = self._tokens(image)                                       # (B,P+hw,D)
     x = inter = self.vit.norm_pre(x)
     recompute = self.grad_checkpointing and torch.is_grad_enabled()
     for number, (block, rotary) in enumerate(zip(self.vit.blocks, _rotations(self.vit, grid)), 1):
         x = checkpoint(block, x, use_reentrant=False, **rotary) if recompute else block(x, **rotary)
-        if number == len(self.vit.blocks) - 2: inter = x
+        if number == len(self.vit.blocks) - self.inter: inter = x
     x = self.vit.fc_norm(self.vit.norm(x))                              # one of the two does nothing
     special = self.vit.num_prefix_tokens                                # P
     cls = x[:, 0] if special else x.mean(1)
