@@ -151,6 +151,10 @@ def run_name(
     return f'{word}-{digest}_s{seed}'
 
 # %% ../nbs/evidence/grid.ipynb #ab8523ca
+def _hash(name):
+    "The end of a run's name, which depends on its settings and seed alone"
+    return name.rpartition('-')[2]
+
 def _chosen(grid, tables, rows):
     "Pairs of table and row that were chosen"
     chosen = [table for table in grid.tables if not tables or table.id in tables]
@@ -170,11 +174,12 @@ def plan(
 )->list[Run]: # in the order in which they are done
     "List the runs that a choice of tables, rows and seeds needs"
     pairs = _chosen(grid, tables, rows)
-    runs, known = {}, {}
+    runs, names = {}, {}
+    for row in (row for table in grid.tables for row in table.rows):     # the first row with these settings names a run
+        for seed in seeds: names.setdefault(_hash(run_name(row, seed)), run_name(row, seed))
     for seed in seeds:
         for table, row in pairs:
-            name = run_name(row, seed)
-            name = known.setdefault(name.rpartition('-')[2], name)       # another row may have the same settings
+            name = names[_hash(run_name(row, seed))]
             config = replace(row.config, seed=seed, out=str(Path(out)/'runs'/name))
             run = runs.setdefault(name, Run(name, config))
             run.measures += [measure for measure in table.measures if measure not in run.measures]
@@ -185,7 +190,7 @@ def runs_of(
     runs:Sequence[Run] # of `plan`
 )->list[Run]: # in the order of `runs`
     "Find the runs of a row, whichever row has given them their names"
-    return [run for run in runs if run.name.rpartition('-')[2] == run_name(row, run.config.seed).rpartition('-')[2]]
+    return [run for run in runs if _hash(run.name) == _hash(run_name(row, run.config.seed))]
 
 # %% ../nbs/evidence/grid.ipynb #212b3ad5
 def read_result(
