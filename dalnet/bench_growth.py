@@ -100,7 +100,7 @@ def bench_growth(
     "Measure time and peak memory at several sizes, fit exponents, and print them"
     for axis in along: check_choice('along', axis, AXES)
     device, axes = resolve_device(config.device), {}
-    text = config.text if config.text != 'clip' else 'hash'
+    text = config.text if config.text not in ('clip', 'auto') else 'hash'
     config = replace(config, pretrained='none', text=text, prompts={}, local_crops=0, device=device.split(':')[0])
     for axis in along:
         with explain_memory(config): axes[axis] = _measure_axis(AXES[axis](config, classes), rounds, device)

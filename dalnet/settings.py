@@ -31,7 +31,7 @@ class _DataSettings:
 class _NetworkSettings(_DataSettings):
     "Text, encoder and heads"
     # text
-    text:str = 'clip'              # text embeddings: an .npz, "clip" to encode them, or "hash" for the stand-in
+    text:str = 'clip'              # text embeddings: an .npz, "clip" to encode them, "hash": a stand-in, or "auto"
     text_model:str = 'ViT-B-16'    # open_clip architecture that encodes them
     text_pretrained:str = 'openai' # open_clip tag or local checkpoint of that architecture
     prompts:dict = field(default_factory=dict) # class name -> words for its prompt, e.g. {"mouse": "computer mouse"}
@@ -249,7 +249,7 @@ def _check_pairs(config):
 # %% ../nbs/train/settings.ipynb #68c4541a
 def _check_tables(config):
     "Reject prompts and encoder options that would be ignored"
-    if config.prompts and config.text not in ('clip', 'hash'):
+    if config.prompts and config.text not in ('clip', 'hash', 'auto'):
         refuse('prompts', config.prompts, f'empty, since the text in {shown(config.text)} is encoded already',
                 'set text to "clip", or leave prompts out')
     for name, words in config.prompts.items():
