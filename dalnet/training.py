@@ -211,7 +211,7 @@ def _run(config, accelerator, dataset, text, found, start, score):
     batches = Timed(load_batches(dataset, config, start, pin=accelerator.device.type == 'cuda'))
     log = _open_log(config, accelerator, start, state, batches)
     with log, explain_memory(config), explain_lost_rank(), batches, saver.rescue(log), StopSignals() as signals:
-        for iteration, batch in enumerate(bar := progress(batches, config.iterations - start), start + 1):
+        for iteration, batch in enumerate(bar := progress(batches, config.iterations - start, 600), start + 1):
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
             torch.manual_seed(seed_from(config.seed, iteration, rank(), 1))
