@@ -108,7 +108,9 @@ def evaluate_cams(
             if kind not in sweeps: sweeps[kind] = ThresholdSweep(len(dataset.classes) + 1, thresholds)
             maps = _at_size(maps, target.shape)
             sweeps[kind].update(maps, present, target[None], classes)
-            if each: each(kind, class_labels(cam_to_label(maps, present, fixed, fixed), classes)[0], target)
+            if each:
+                label = class_labels(cam_to_label(maps, present, fixed, fixed), classes, len(dataset.classes))
+                each(kind, label[0], target)
     sweeps = _same_kinds(sweeps, len(dataset.classes) + 1, thresholds)
     _sum_counts(sweeps.values())
     return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items()}

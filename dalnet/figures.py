@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .cam import cam_to_label, class_labels, normalize_cam, multi_scale_cam, tagged_classes
-from .core import InputError, palette
+from .core import InputError, colour_labels
 from .crf import dense_crf
 from .maps import infer_scale, label_at, limit_to_tags, predict_maps
 from .masks import object_mask
@@ -43,7 +43,7 @@ def show_mask(
     title:str='' # above the panel
 ):
     "Draw a label mask in VOC's colours"
-    ax.imshow(palette()[mask])
+    ax.imshow(colour_labels(mask))
     ax.set_title(title, **_TITLE)
     ax.axis('off')
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from .core import IGNORE, InputError, first_line, palette, regular_file
+from .core import IGNORE, InputError, first_line, ignore_label, mask_type, palette, regular_file
 
 # %% ../nbs/data/images.ipynb #f4e9586b
 _FORMATS = 'AVIF BMP DIB GIF JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TGA TIFF WEBP'.split()
@@ -172,13 +172,18 @@ def encode(
     return file.getvalue()
 
 def save_mask(
-    mask:np.ndarray, # (H,W) labels, 0-255
+    mask:np.ndarray, # (H,W) labels: 0 to `n_classes`, or that of `ignore_label`
     path, # PNG to write, or an open binary file
-    software:str='' # a note in the file on what made it
+    software:str='', # a note in the file on what made it
+    n_classes:int=254 # foreground classes; more than 254 need 16 bits
 ):
-    "Save a label mask as a PNG with the VOC palette"
-    image, info = Image.fromarray(np.asarray(mask, np.uint8)), PngInfo()
-    image.putpalette(palette().ravel().tolist())
+    "Save a label mask as a PNG, with the VOC palette for up to 254 classes, as 16-bit grey for more"
+    mask, kind, info = np.asarray(mask), mask_type(n_classes), PngInfo()
+    if mask.size and not 0 <= mask.min() <= mask.max() <= np.iinfo(kind).max:
+        raise InputError(f'{path}: labels {mask.min()} to {mask.max()} do not fit a mask of {n_classes} classes; '
+                         'say how many classes there are (n_classes)')
+    image = Image.fromarray(mask.astype(kind))
+    if image.mode == 'L': image.putpalette(palette().ravel().tolist())
     if software: info.add_text('Software', software)
     data = encode(image, 'PNG', pnginfo=info)
     path.write(data) if hasattr(path, 'write') else Path(path).write_bytes(data)
@@ -191,10 +196,11 @@ def check_mask(
     size:tuple|None=None # required (H,W)
 )->torch.Tensor: # the mask
     "Raise an `InputError` for a mask with unknown labels, or with a size other than its image's"
-    wrong = mask[((mask > n_classes) & (mask != IGNORE)) | (mask < 0)]
+    ignore = ignore_label(n_classes)
+    wrong = mask[((mask > n_classes) & (mask != ignore)) | (mask < 0)]
     if mask.ndim != 2 or len(wrong):
         found = wrong[0].item() if mask.ndim == 2 else 'a colour image'
-        raise InputError(f'{path}: expected labels 0-{n_classes} or {IGNORE}, got {found}; '
+        raise InputError(f'{path}: expected labels 0-{n_classes} or {ignore}, got {found}; '
                          'save the mask with one label per pixel')
     if size and mask.shape != tuple(size):
         raise InputError(f'{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, the image {size[1]}x{size[0]}; '
@@ -206,11 +212,14 @@ def load_mask(
     path:str|Path, # PNG of labels
     n_classes:int, # foreground classes
     size:tuple|None=None # required (H,W)
-)->torch.Tensor: # (H,W) int64, 0 to `n_classes` or 255
+)->torch.Tensor: # (H,W) int64, 0 to `n_classes`, or that of `ignore_label`
     "Read a label mask; raise an `InputError` if its labels or size are wrong or it is broken"
     try:
-        with open_image(path) as image: mask = torch.from_numpy(np.array(image).astype(np.int64))
+        with open_image(path) as image: labels = np.array(image)
     except InputError: raise
     except _DECODE_ERRORS as error:
         raise InputError(f'{path}: the mask cannot be decoded ({first_line(error)}); restore it') from None
-    return check_mask(mask, path, n_classes, size)
+    if labels.dtype == np.uint8 and n_classes >= IGNORE and (labels == IGNORE).any():
+        raise InputError(f'{path}: has 8 bits, where {IGNORE} may mean ignored or class {IGNORE} of {n_classes}; '
+                         'save it with 16 bits')
+    return check_mask(torch.from_numpy(labels.astype(np.int64)), path, n_classes, size)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cam import roi_mask
-from .core import IGNORE, at_least_float32
+from .core import IGNORE, at_least_float32, ignore_label
 from .lattice import PermutohedralLattice, bilateral_features
 
 # %% ../nbs/method/09_segment.ipynb #081f1e1e
@@ -36,24 +36,26 @@ def _enlarge(logits, size):
     return F.interpolate(logits, size, mode='bilinear', align_corners=False)
 
 def pixel_counts(
-    label:Tensor # (B,H,W) int64 pseudo label; 255 is ignored
+    label:Tensor, # (B,H,W) int64 pseudo label
+    ignore:int=IGNORE # the label that does not count, see `ignore_label`
 )->Tensor: # (2,) int64
     "Count the background pixels, and the pixels of any class"
-    return torch.stack([(label == 0).sum(), ((label != 0) & (label != IGNORE)).sum()])
+    return torch.stack([(label == 0).sum(), ((label != 0) & (label != ignore)).sum()])
 
 # %% ../nbs/method/09_segment.ipynb #309b1c9c
 def seg_loss(
     logits:Tensor, # (B,C+1,h,w), enlarged to the label's size
-    label:Tensor, # (B,H,W) int64 pseudo label; 255 is ignored
+    label:Tensor, # (B,H,W) int64 pseudo label; `ignore_label(C)` is left out
     pixels:Tensor|None=None # (2,) denominators of the two sums; None = these images' own `pixel_counts`, at least 1
 )->Tensor: # scalar
     """Average a background and a foreground cross-entropy
 
-    `L_seg = -1/2 mean_{i: y_i = 0} log p_i(0) - 1/2 mean_{i: 0 < y_i < 255} log p_i(y_i)`
+    `L_seg = -1/2 mean_{i: y_i = 0} log p_i(0) - 1/2 mean_{i: 0 < y_i <= C} log p_i(y_i)`
     """
     logits = _enlarge(logits, label.shape[-2:])
-    each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction='none')          # (B,H,W), 0 where ignored
-    if pixels is None: pixels = pixel_counts(label).clamp(min=1)
+    ignore = ignore_label(logits.shape[1] - 1)
+    each = F.cross_entropy(logits, label, ignore_index=ignore, reduction='none')          # (B,H,W), 0 where ignored
+    if pixels is None: pixels = pixel_counts(label, ignore).clamp(min=1)
     ground = label == 0
     return .5*((each*ground).sum()/pixels[0] + (each*~ground).sum()/pixels[1])
 
@@ -94,7 +96,7 @@ def _masks(prob, label, roi, size):
     "The mask of the image and the gate, (B,1,h,w) each"
     inside = torch.ones_like(prob[:, :1])
     if roi is not None: inside = F.interpolate(roi_mask(roi, *label.shape[1:])[:, None].to(prob), size)
-    unknown = F.interpolate(label[:, None].to(prob), size) == IGNORE
+    unknown = F.interpolate(label[:, None].to(prob), size) == ignore_label(prob.shape[1] - 1)
     doubt = (inside - prob.amax(1, keepdim=True)).clamp(min=0)
     return inside, torch.where(unknown, 1., doubt).detach()
 
@@ -120,11 +122,12 @@ class _Bilinear:
         return (self.rows.T@grad)@self.columns
 
 # %% ../nbs/method/09_segment.ipynb #686e20f9
-def _shares(label, pixels, like):
+def _shares(label, pixels, logits):
     "The weight of each pixel in the cross-entropy, (B,H,W)"
-    if pixels is None: pixels = pixel_counts(label).clamp(min=1)
-    ground, things = (.5/pixels).to(like)
-    return torch.where(label == 0, ground, things).masked_fill(label == IGNORE, 0.)
+    ignore = ignore_label(logits.shape[1] - 1)
+    if pixels is None: pixels = pixel_counts(label, ignore).clamp(min=1)
+    ground, things = (.5/pixels).to(logits)
+    return torch.where(label == 0, ground, things).masked_fill(label == ignore, 0.)
 
 def _cross_entropy(log_prob, label, share):
     "Weighted sum over pixels of -log p(y), (K,H,W), (1,H,W) and (1,H,W) -> scalar"
@@ -180,7 +183,7 @@ def _both_losses(logits, *settings):
 class DenseEnergyLoss(nn.Module):
     """Regularise masks by position and colour (Tang et al. 2018, gated as in ToCo)
 
-    `L_reg = -weight/B sum_{b,k,i} S_bki G_bi (W S)_bki`, with the gate `G_i = 1` where the label is 255,
+    `L_reg = -weight/B sum_{b,k,i} S_bki G_bi (W S)_bki`, with the gate `G_i = 1` where the label is ignored,
     else `max(0, 1 - max_k S_ki)`
     """
     def __init__(self,
@@ -206,7 +209,7 @@ class DenseEnergyLoss(nn.Module):
     def forward(self,
         image_0_255:Tensor, # (B,3,H,W) in 0-255
         logits:Tensor, # (B,C+1,h,w), enlarged to the image's size
-        label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is 255
+        label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is `ignore_label(C)`
         roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside does not count
     )->Tensor: # scalar <= 0
         "Compute the energy of the softmax of the logits"
@@ -216,7 +219,7 @@ class DenseEnergyLoss(nn.Module):
 def segmentation_losses(
     image_0_255:Tensor, # (B,3,H,W) in 0-255
     logits:Tensor, # (B,C+1,h,w), enlarged to the image's size
-    label:Tensor, # (B,H,W) int64 pseudo label; 255 is ignored in "seg", and opens the gate in "reg"
+    label:Tensor, # (B,H,W) int64 pseudo label; `ignore_label(C)` is left out in "seg", and opens the gate in "reg"
     energy:DenseEnergyLoss, # settings of "reg"
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1); outside does not count in "reg"
     pixels:Tensor|None=None # (2,) denominators of "seg", as in `seg_loss`
