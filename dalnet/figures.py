@@ -180,7 +180,7 @@ def _cam_labels(model, image, tags, scales, flip, threshold, high, low, merge):
     label = cam_to_label(maps, present, threshold, threshold)
     refined = refine_labels(PAR(), 255*image[None], maps, present, high, low)
     labels = {f'CAM > {threshold}': label, 'pseudo label': refined}
-    return {title: class_labels(each, classes)[0].cpu() for title, each in labels.items()}
+    return {title: class_labels(each, classes, len(tags))[0].cpu() for title, each in labels.items()}
 
 def _segmentations(model, image, tags, size, scales, flip, crf):
     "Title -> (H,W) label, for the segmentation of one image, free, with the CRF, and limited to its tags"

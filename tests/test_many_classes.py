@@ -7,7 +7,7 @@ from PIL import Image
 from dalnet.cam import cam_to_label, class_labels
 from dalnet.checkpoint import Checkpoint
 from dalnet.config import PRESETS
-from dalnet.core import IGNORE, InputError, colour_labels, ignore_label, mask_type, palette
+from dalnet.core import IGNORE, colour_labels, ignore_label, mask_type, palette
 from dalnet.dataset import check_classes
 from dalnet.evaluation import evaluate_cams, evaluate_segmentation, evaluation_data
 from dalnet.images import load_mask, save_mask
