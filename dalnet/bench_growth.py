@@ -87,11 +87,11 @@ def _each_label(axis, found, config):
     "How much memory each further label takes, beside its maps, and how much longer more labels take"
     images = config.batch_size if axis.startswith('step') else 1
     (first, last), (least, most) = (([values[0], values[-1]]) for values in (found['sizes'], found['memory']))
-    times = ', '.join(f'{seconds/found["seconds"][0]:.2f} times with {size}'
+    times = ', '.join(f'{seconds/found["seconds"][0]:.2f} with {size}'
                       for size, seconds in zip(found['sizes'][1:], found['seconds'][1:]))
     return (f'{axis}: {(most - least)/(last - first)/2**20:.3f} MiB for each further one; one map of each of {images} '
             f'images of {config.crop} x {config.crop} takes {4*images*config.crop**2/2**20:.3f}\n'
-            f'{axis}: as long as with {first}: {times}')
+            f'{axis}: times as long as with {first}: {times}')
 
 def bench_growth(
     config:TrainConfig, # of a run; its data and its weights are made up

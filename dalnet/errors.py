@@ -121,8 +121,9 @@ def confusion_pairs(
     kinds = dict(objects=real[:, None] & real, spilled=~real[:, None] & real, missed=real[:, None] & ~real)
     check_choice('kind', kind, kinds)
     pixels, order = (wrong*kinds[kind]).flatten().sort(descending=True, stable=True)
+    pixels, order = pixels[:top], order[:top]
     found = zip((order//len(counts)).tolist(), (order % len(counts)).tolist(), pixels.tolist())
-    return [Confusion(*pair, pair[2]/wrong.sum().item()) for pair in list(found)[:top] if pair[2]]
+    return [Confusion(*pair, pair[2]/wrong.sum().item()) for pair in found if pair[2]]
 
 # %% ../nbs/evidence/errors.ipynb #67aeb8ad
 class Tally:

@@ -228,7 +228,8 @@ def _clip_vectors(prompts, model, pretrained):
     import open_clip
     clip = _load_clip(model, str(pretrained))
     tokens = open_clip.get_tokenizer(model)(list(prompts))
-    return F.normalize(clip.eval().encode_text(tokens).float(), dim=-1)
+    vectors = [clip.eval().encode_text(part) for part in tokens.split(256)]
+    return F.normalize(torch.cat(vectors).float(), dim=-1)
 
 # %% ../nbs/method/03_text.ipynb #c5945bc9
 def _cache_file(cache, model, pretrained, prompt):
