@@ -3,6 +3,7 @@ import io, json
 from dataclasses import replace
 import numpy as np
 import pytest, torch
+import torch.nn.functional as F
 from PIL import Image
 from dalnet.cam import cam_to_label, class_labels
 from dalnet.checkpoint import Checkpoint
@@ -13,10 +14,11 @@ from dalnet.evaluation import evaluate_cams, evaluate_segmentation, evaluation_d
 from dalnet.images import load_mask, save_mask
 from dalnet.inference import Predictor
 from dalnet.label_files import predict_files, pseudo_label_files
+from dalnet.lattice import PermutohedralLattice
 from dalnet.metrics import ConfusionMatrix, ThresholdSweep
 from dalnet.refine import PAR, pair_counts, ptc_loss, refine_labels
 from dalnet.run_report import image_panels, report_page, segmentation_errors
-from dalnet.segment import DenseEnergyLoss, pixel_counts, seg_loss, segmentation_losses
+from dalnet.segment import DenseEnergyLoss, _masks, pixel_counts, seg_loss, segmentation_losses
 from dalnet.training import train
 from dalnet.watch import read_log
 from test_bad_data import one_line
@@ -173,6 +175,31 @@ def test_losses_with_255_as_a_class():
         torch.testing.assert_close(value, segmentation_losses(image, few, low, energy)[name])
     confusion = ConfusionMatrix(301).update(label.clamp(max=300), label)
     assert confusion.counts.sum() == (label != 65535).sum() and confusion.miou() == 1
+
+
+@pytest.mark.parametrize('classes, size, scale', [(5, (32, 48), .5), (300, (32, 48), .5), (1000, (30, 33), .5),
+                                                  (300, (32, 48), .25), (300, (16, 16), 1.)])
+def test_bands_equal_the_dense_form(classes, size, scale):
+    "Values and gradients of both losses, to 1e-6, against all probabilities at full size and autograd"
+    g = torch.Generator().manual_seed(0)
+    image = 255*torch.rand(2, 3, *size, generator=g, dtype=torch.double)
+    logits = 3*torch.randn(2, classes + 1, 2, 3, generator=g, dtype=torch.double)
+    label = torch.tensor([0, 1, classes, ignore_label(classes)])[torch.randint(4, (2, *size), generator=g)]
+    energy, roi = DenseEnergyLoss(1e-3, scale=scale), torch.tensor([[0, size[0], 0, size[1]], [3, 14, 0, 11]])
+    logits.requires_grad_()
+    small = energy.small(size)
+    full = F.interpolate(logits, size, mode='bilinear')
+    S = F.interpolate(full.softmax(1), small, mode='bilinear')
+    inside, gate = _masks(S, label, roi, small)
+    S = S*inside
+    lattice = PermutohedralLattice(energy.features(image, small, logits))
+    GWS = lattice.filter(S.flatten(2).transpose(1, 2), symmetric=False).transpose(1, 2).reshape(S.shape)*gate
+    reg = -energy.weight/2*(S*GWS.detach()).sum()
+    dense = dict(seg=seg_loss(logits, label), reg=2*reg - reg.detach())
+    for name, value in segmentation_losses(image, logits, label, energy, roi).items():
+        slopes = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (value, dense[name])]
+        assert abs(value - dense[name]) <= 1e-6*abs(dense[name])
+        assert (slopes[0] - slopes[1]).norm() <= 1e-6*slopes[1].norm() and slopes[1].norm() > 0
 
 
 def test_an_image_with_300_tags():
