@@ -193,7 +193,7 @@ def bench_contrast(
     label = inputs.labels(setup.batch, side)
     ignore = ignore_label(setup.classes)
     def plain(): return _with_gradient(lambda x: plain_contrast(x, label, ignore), patch)
-    def ours(): return _with_gradient(lambda x: ptc_loss(x, label, ignore=ignore), patch)
+    def ours(): return _with_gradient(lambda x: ptc_loss(x, label, None, ignore), patch)
     return [compare('contrast', plain, ours, None, setup.rounds, 1, setup.device)]
 
 # %% ../nbs/appendix/bench.ipynb #2987cf2a
