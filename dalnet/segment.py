@@ -169,7 +169,7 @@ def _softmax_grad(prob, grad):
     grad *= prob
     return grad.addcmul_(prob, grad.sum(1, keepdim=True), value=-1)
 
-# %% ../nbs/method/09_segment.ipynb #fa81e6a9
+# %% ../nbs/method/09_segment.ipynb #5c3ab1d6
 def _forward(z, bands, label, share, rows):
     "Cross-entropy, and probabilities (rows,K,W) with fewer rows, of logits z (h,K,W); label and share (H,1,W)"
     loss, small = z.new_zeros(()), z.new_zeros(rows, *z.shape[1:])
@@ -191,6 +191,7 @@ def _backward(z, bands, label, share, by_prob):
         _add_times(grads[0, band.logits], band.enlarge.T, grad)
     return grads
 
+# %% ../nbs/method/09_segment.ipynb #fa81e6a9
 class _Losses(torch.autograd.Function):
     "Both losses, one image after another, and their gradients by the logits"
     @staticmethod
