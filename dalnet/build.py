@@ -53,8 +53,8 @@ def build_text(
 _RANGES = dict(  # option of an encoder -> its least and its largest value; whole numbers if these are
     depth=(0, 128), frozen=(0, 128), inter=(0, 128), dim=(1, 8192), embed_dim=(1, 8192), heads=(1, 128),
     num_heads=(1, 128), img_size=(1, 4096), patch_size=(1, 64), reg_tokens=(0, 64), mlp_ratio=(.01, 32.),
-    layer_scale=(0., 100.), init_values=(0., 100.), drop_rate=(0., .99), drop_path_rate=(0., .99), pos_drop_rate=(0., .99),
-    proj_drop_rate=(0., .99), attn_drop_rate=(0., .99))
+    layer_scale=(0., 100.), init_values=(0., 100.), drop_rate=(0., .99), drop_path_rate=(0., .99),
+    pos_drop_rate=(0., .99), proj_drop_rate=(0., .99), attn_drop_rate=(0., .99))
 _FLAGS = 'class_token', 'fc_norm', 'final_norm', 'no_embed_class', 'pre_norm', 'proj_bias', 'qk_norm', 'qkv_bias'
 _POOLS = '', 'avg', 'token'
 

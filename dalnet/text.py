@@ -220,7 +220,8 @@ def _load_clip(model, pretrained):
             raise InputError(
                 f'text encoder {model} / {pretrained}: {no_weights(e, why)}; '
                 'or give a local checkpoint (pretrained=FILE, --text-pretrained FILE; OpenAI\'s needs the model '
-                'ViT-B-16-quickgelu), ready embeddings (TextEmbeddings.load("FILE.npz"), --text FILE.npz), or the stand-in (--text hash)') from None
+                'ViT-B-16-quickgelu), ready embeddings (TextEmbeddings.load("FILE.npz"), --text FILE.npz), '
+                'or the stand-in (--text hash)') from None
 
 @torch.inference_mode()
 def _clip_vectors(prompts, model, pretrained):
