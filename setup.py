@@ -8,8 +8,8 @@ config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('coco', 'crf', 'dev')}
-extras['dev'] += extras['coco'] + extras['crf']  # the tests use everything
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('app', 'coco', 'crf', 'dev')}
+extras['dev'] += extras['app'] + extras['coco'] + extras['crf']  # the tests use everything
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

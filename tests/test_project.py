@@ -82,7 +82,7 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files step threshold'
                     .split(), RUN),
     'run_report': RUN, 'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
-    **dict.fromkeys('cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
+    **dict.fromkeys('app cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
 
 
 def test_every_module_is_in_the_list():
