@@ -1,0 +1,145 @@
+"""Build the documentation from _quarto.yml: with Quarto if it is installed, else in pure Python with smalldocs.
+The result loads nothing from other hosts and can be read from the folder, without a server or a network."""
+import argparse
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from latex2mathml.converter import convert
+try: import tomllib
+except ModuleNotFoundError: import tomli as tomllib
+
+root = Path(__file__).resolve().parents[1]
+host, base = 'https://dalnet.github.io', '/dalnet/'                       # where the pages are published
+notebooks = '''
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+refresh_quarto_yml()
+proc_nbs()'''
+offline = '''\
+// A page opened as a file may not fetch; the search then reads its index from a script
+if (location.protocol === "file:") {
+  const folder = document.currentScript.src.replace(/[^/]*$/, "");
+  window.fetch = () => new Promise((resolve) => {
+    const script = document.createElement("script");
+    script.src = folder + "search_index.js";
+    script.onload = () => resolve(new Response(JSON.stringify(window.searchIndex)));
+    document.head.append(script);
+  });
+}
+'''
+
+
+def run(command, folder):
+    "Run a command quietly, or stop with what it said"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f'{" ".join(map(str, command[:3]))}: failed in {folder}\n{done.stdout[-3000:]}{done.stderr[-3000:]}')
+
+
+def page_names(folder):
+    "Old and new path of each notebook whose name starts with a number: its page has none, as nbdev's links expect"
+    paths = [path for path in folder.rglob('*.ipynb') if path.name[0].isdigit()]
+    return {path: path.with_name(re.sub(r'^\d+_', '', path.name)) for path in paths}
+
+
+def plain_links(text, up):
+    "Undo nbdev's links where they cannot work: in code and inside other links; make the others relative"
+    link = rf'\[(`[^`\n]+`)\]\({re.escape(host + base)}[^)]*\)'
+    text = re.sub(rf'\[{link}\]', r'[\1]', text)
+    text = re.sub(r'^```.*?^```', lambda code: re.sub(link, r'\1', code[0]), text, flags=re.M | re.S)
+    text = re.sub(r'^ {4}.*$', lambda code: re.sub(link, r'\1', code[0]), text, flags=re.M)
+    return text.replace(host + base, up)
+
+
+def prepare_notebook(path, names, folder):
+    "Name pages as nbdev's links do, and let links between pages stay on the site"
+    def text(source):
+        lines = plain_links(''.join(source), '../'*len(path.relative_to(folder).parts[1:]))
+        lines = re.sub(r'^output-file: .*\n', '', lines, flags=re.M)
+        for old, new in names.items(): lines = re.sub(rf'(\]\([^)\s]*){old.name}', rf'\g<1>{new.name}', lines)
+        return lines.splitlines(keepends=True)
+
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    for cell in notebook['cells']:
+        if cell['cell_type'] != 'code': cell['source'] = text(cell['source'])
+        for data in (output.get('data', {}) for output in cell.get('outputs', [])):
+            if 'text/markdown' in data: data['text/markdown'] = text(data['text/markdown'])
+    path.write_text(json.dumps(notebook), encoding='utf-8')
+
+
+def prepare(work):
+    "What nbdev hands to Quarto, made in a copy of the project"
+    skip = shutil.ignore_patterns('.*', 'runs', 'dalnet_demo', '__pycache__')
+    for name in ('nbs', 'dalnet'): shutil.copytree(root/name, work/name, symlinks=True, ignore=skip)
+    for name in ('settings.ini', 'pyproject.toml', '_quarto.yml'): shutil.copy(root/name, work)
+    run([sys.executable, '-c', notebooks], work)
+    folder = work/'_proc'
+    names = page_names(folder)
+    for path in folder.rglob('*.ipynb'): prepare_notebook(path, names, folder)
+    config = (folder/'_quarto.yml').read_text(encoding='utf-8')
+    for old, new in names.items():
+        config = config.replace(f'{old.parent.name}/{old.name}', f'{new.parent.name}/{new.name}')
+        old.rename(new)
+    (folder/'_quarto.yml').write_text(config, encoding='utf-8')
+    return folder
+
+
+def equation(match):
+    "A formula of a page as MathML, which browsers draw without a script; its number stands beside it"
+    kind, tex = match[1], html.unescape(match[2]).strip()
+    tex = re.sub(r'^\\[(\[](.*)\\[)\]]$', r'\1', tex, flags=re.S)
+    number = re.search(r'\\tag\{(\w+)\}', tex)
+    tex = re.sub(r'\\tag\{\w+\}', '', tex).replace(r'\%', '%')
+    drawn = convert(tex, display='block' if kind == 'display' else 'inline')
+    drawn = drawn.replace('<math ', f'<math alttext="{html.escape(tex.strip())}" ', 1)
+    beside = f'<span class="equation-number">({number[1]})</span>' if number else ''
+    return f'<span class="equation {kind}"><span class="formula">{drawn}</span>{beside}</span>'
+
+
+def polish(path, folder):
+    "Formulas drawn, nothing from other hosts, and a search that needs no server"
+    page = path.read_text(encoding='utf-8')
+    page = re.sub(r'<span class="math (inline|display)">(.*?)</span>', equation, page, flags=re.S)
+    page = re.sub(r'<script[^>]*\ssrc="https?:[^>]*>\s*</script>\s*', '', page)
+    page = re.sub(r'<link[^>]*\shref="https?:[^>]*rel="stylesheet"[^>]*>\s*', '', page)
+    page = re.sub(r'<link[^>]*rel="stylesheet"[^>]*\shref="https?:[^>]*>\s*', '', page)
+    up = '../'*len(path.relative_to(folder).parts[1:])
+    page = page.replace('<head>', f'<head>\n<script src="{up}site_libs/offline.js"></script>', 1)
+    if path == folder/'404.html': page = page.replace('<head>', f'<head>\n<base href="{base}">', 1)  # any folder's
+    path.write_text(page, encoding='utf-8')
+
+
+def build(work, builder):
+    "The folder of the finished site"
+    folder = prepare(work)
+    command = ['quarto', 'render', '--no-cache'] if builder == 'quarto' else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
+    run(command, folder)
+    site = folder/'_docs'
+    for path in site.rglob('*.html'): polish(path, site)
+    for path in site.rglob('*.css'):
+        style = path.read_text(encoding='utf-8')
+        path.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', style), encoding='utf-8')
+    index = (site/'search.json').read_text(encoding='utf-8')
+    (site/'site_libs/search_index.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
+    (site/'site_libs/offline.js').write_text(offline, encoding='utf-8')
+    return site
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument('--out', default='_docs', help='the folder to write; an earlier site in it is replaced')
+parser.add_argument('--builder', choices=['quarto', 'smalldocs'], default='quarto' if shutil.which('quarto') else 'smalldocs')
+args = parser.parse_args()
+out = Path(args.out).resolve()
+if out.exists() and any(out.iterdir()) and not (out/'site_libs').is_dir():
+    sys.exit(f'--out: {out} holds something other than a site; choose an empty folder')
+with tempfile.TemporaryDirectory() as work:
+    site = build(Path(work), args.builder)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(site, out)
+print(f'{len(list(out.rglob("*.html")))} pages, built with {args.builder}: {out}/index.html')
