@@ -3,16 +3,16 @@ The result loads nothing from other hosts and can be read from the folder, witho
 import argparse
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unicodedata import normalize
+import ziamath
+from fontTools import subset
 from latex2mathml.converter import convert
-try: import tomllib
-except ModuleNotFoundError: import tomli as tomllib
 
 root = Path(__file__).resolve().parents[1]
 host, base = 'https://dalnet.github.io', '/dalnet/'                       # where the pages are published
@@ -49,12 +49,12 @@ def page_names(folder):
 
 
 def plain_links(text, up):
-    "Undo nbdev's links where they cannot work: in code and inside other links; make the others relative"
+    "Undo nbdev's links in code, headings and other links, where they do not work or look well; mark the others"
     link = rf'\[(`[^`\n]+`)\]\({re.escape(host + base)}[^)]*\)'
     text = re.sub(rf'\[{link}\]', r'[\1]', text)
     text = re.sub(r'^```.*?^```', lambda code: re.sub(link, r'\1', code[0]), text, flags=re.M | re.S)
-    text = re.sub(r'^ {4}.*$', lambda code: re.sub(link, r'\1', code[0]), text, flags=re.M)
-    return text.replace(host + base, up)
+    text = re.sub(r'^(?: {4}|#+ ).*$', lambda line: re.sub(link, r'\1', line[0]), text, flags=re.M)
+    return re.sub(rf'{re.escape(host + base)}([^)#\s]*)#', rf'{up}\1?api#', text)
 
 
 def prepare_notebook(path, names, folder):
@@ -62,12 +62,13 @@ def prepare_notebook(path, names, folder):
     def text(source):
         lines = plain_links(''.join(source), '../'*len(path.relative_to(folder).parts[1:]))
         lines = re.sub(r'^output-file: .*\n', '', lines, flags=re.M)
+        lines = re.sub(r'^#\| fig-alt: (?!")(.*)', lambda said: f'#| fig-alt: {json.dumps(said[1])}', lines, flags=re.M)
         for old, new in names.items(): lines = re.sub(rf'(\]\([^)\s]*){old.name}', rf'\g<1>{new.name}', lines)
         return lines.splitlines(keepends=True)
 
     notebook = json.loads(path.read_text(encoding='utf-8'))
     for cell in notebook['cells']:
-        if cell['cell_type'] != 'code': cell['source'] = text(cell['source'])
+        cell['source'] = text(cell['source'])
         for data in (output.get('data', {}) for output in cell.get('outputs', [])):
             if 'text/markdown' in data: data['text/markdown'] = text(data['text/markdown'])
     path.write_text(json.dumps(notebook), encoding='utf-8')
@@ -102,29 +103,53 @@ def equation(match):
     return f'<span class="equation {kind}"><span class="formula">{drawn}</span>{beside}</span>'
 
 
-def polish(path, folder):
-    "Formulas drawn, nothing from other hosts, and a search that needs no server"
-    page = path.read_text(encoding='utf-8')
+def api_link(match, path, anchors):
+    "A link that nbdev made, if its page documents the name; otherwise the name alone, for example of a private function"
+    address, anchor, rest, name = match.groups()
+    target = (path.parent/address).resolve() if address else path
+    return f'<a href="{address}#{anchor}"{rest}>{name}</a>' if anchor in anchors.get(target, ()) else name
+
+
+def polish(path, page, anchors, site):
+    "Formulas drawn, links that work, nothing from other hosts, and a search that needs no server"
     page = re.sub(r'<span class="math (inline|display)">(.*?)</span>', equation, page, flags=re.S)
+    page = re.sub(r'<a href="([^"?]*)\?api#([^"]*)"([^>]*)>(.*?)</a>',
+                  lambda match: api_link(match, path, anchors), page, flags=re.S)
     page = re.sub(r'<script[^>]*\ssrc="https?:[^>]*>\s*</script>\s*', '', page)
     page = re.sub(r'<link[^>]*\shref="https?:[^>]*rel="stylesheet"[^>]*>\s*', '', page)
     page = re.sub(r'<link[^>]*rel="stylesheet"[^>]*\shref="https?:[^>]*>\s*', '', page)
-    up = '../'*len(path.relative_to(folder).parts[1:])
+    up = '../'*len(path.relative_to(site).parts[1:])
     page = page.replace('<head>', f'<head>\n<script src="{up}site_libs/offline.js"></script>', 1)
-    if path == folder/'404.html': page = page.replace('<head>', f'<head>\n<base href="{base}">', 1)  # any folder's
-    path.write_text(page, encoding='utf-8')
+    if path == site/'404.html': page = page.replace('<head>', f'<head>\n<base href="{base}">', 1)  # served in any folder
+    return page
+
+
+def math_font(site):
+    "Give the site the glyphs of STIX Two Math that its formulas use: not every system has a font with mathematics"
+    formulas = ' '.join(re.sub('<[^>]+>', '', ' '.join(re.findall('<math.*?</math>', path.read_text(encoding='utf-8'))))
+                        for path in site.rglob('*.html'))
+    used = set(normalize('NFKC', html.unescape(formulas)))
+    options = subset.Options(flavor='woff', layout_features=['ssty'])
+    font = subset.load_font(Path(ziamath.__file__).parent/'fonts/STIXTwoMath-Regular.ttf', options)
+    cut = subset.Subsetter(options)
+    cut.populate(unicodes=[code for code in font.getBestCmap() if normalize('NFKC', chr(code)) in used])  # italics too
+    cut.subset(font)
+    subset.save_font(font, site/'site_libs/stix_two_math.woff', options)
 
 
 def build(work, builder):
     "The folder of the finished site"
     folder = prepare(work)
-    command = ['quarto', 'render', '--no-cache'] if builder == 'quarto' else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
-    run(command, folder)
-    site = folder/'_docs'
-    for path in site.rglob('*.html'): polish(path, site)
+    smalldocs = [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
+    run(['quarto', 'render', '--no-cache'] if builder == 'quarto' else smalldocs, folder)
+    site = (folder/'_docs').resolve()
+    pages = {path.resolve(): path.read_text(encoding='utf-8') for path in site.rglob('*.html')}
+    anchors = {path: set(re.findall(r'\sid="([^"]+)"', page)) for path, page in pages.items()}
+    for path, page in pages.items(): path.write_text(polish(path, page, anchors, site), encoding='utf-8')
     for path in site.rglob('*.css'):
         style = path.read_text(encoding='utf-8')
         path.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', style), encoding='utf-8')
+    math_font(site)
     index = (site/'search.json').read_text(encoding='utf-8')
     (site/'site_libs/search_index.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
     (site/'site_libs/offline.js').write_text(offline, encoding='utf-8')
@@ -133,7 +158,8 @@ def build(work, builder):
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('--out', default='_docs', help='the folder to write; an earlier site in it is replaced')
-parser.add_argument('--builder', choices=['quarto', 'smalldocs'], default='quarto' if shutil.which('quarto') else 'smalldocs')
+best = 'quarto' if shutil.which('quarto') else 'smalldocs'
+parser.add_argument('--builder', choices=['quarto', 'smalldocs'], default=best, help='here by default %(default)s')
 args = parser.parse_args()
 out = Path(args.out).resolve()
 if out.exists() and any(out.iterdir()) and not (out/'site_libs').is_dir():
