@@ -104,7 +104,7 @@ def equation(match):
 
 
 def api_link(match, path, anchors):
-    "A link that nbdev made, if its page documents the name; otherwise the name alone, for example of a private function"
+    "A link that nbdev made, if its page documents the name; otherwise, as for private functions, the name alone"
     address, anchor, rest, name = match.groups()
     target = (path.parent/address).resolve() if address else path
     return f'<a href="{address}#{anchor}"{rest}>{name}</a>' if anchor in anchors.get(target, ()) else name
@@ -120,7 +120,7 @@ def polish(path, page, anchors, site):
     page = re.sub(r'<link[^>]*rel="stylesheet"[^>]*\shref="https?:[^>]*>\s*', '', page)
     up = '../'*len(path.relative_to(site).parts[1:])
     page = page.replace('<head>', f'<head>\n<script src="{up}site_libs/offline.js"></script>', 1)
-    if path == site/'404.html': page = page.replace('<head>', f'<head>\n<base href="{base}">', 1)  # served in any folder
+    if path == site/'404.html': page = page.replace('<head>', f'<head>\n<base href="{base}">', 1)  # for any folder
     return page
 
 

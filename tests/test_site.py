@@ -94,7 +94,7 @@ def browser():
 def look(browser, page, size=DESK, scheme='light'):
     "Open a page in a window of a size, with the reader's colour scheme"
     width, height = size
-    screen = dict(width=width, height=height, deviceScaleFactor=1, mobile=size == PHONE)
+    screen = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
     browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
     media = dict(features=[dict(name='prefers-color-scheme', value=scheme)])
     browser.execute_cdp_cmd('Emulation.setEmulatedMedia', media)
@@ -206,8 +206,8 @@ def test_text_can_be_read_by_day_and_by_night(scheme, site, browser):
     dark = browser.execute_script('return document.documentElement.classList.contains("quarto-dark")')
     assert dark == (scheme == 'dark')
     find(browser, 'gia_loss')
-    parts = ('main p', 'main p a', 'main p code', 'main math', 'main pre code', '#quarto-sidebar a', '#TOC a', 'footer a',
-             '.navbar-title', '.navbar .nav-link', '.search-result-title', '.search-result-text', 'mark')
+    parts = ('main p', 'main p a', 'main p code', 'main math', 'main pre code', '#quarto-sidebar a', '#TOC a',
+             'footer a', '.navbar-title', '.navbar .nav-link', '.search-result-title', '.search-result-text', 'mark')
     for part in parts:
         element = browser.find_element('css selector', part)
         contrast = browser.execute_script(CONTRAST, element)
