@@ -110,11 +110,17 @@ def api_link(match, path, anchors):
     return f'<a href="{address}#{anchor}"{rest}>{name}</a>' if anchor in anchors.get(target, ()) else name
 
 
+def whole_options(block):
+    "Keep each option of a command on one line"
+    return re.sub(r'(?<![\w-])--[\w-]+', r'<span class="option">\g<0></span>', block[0])
+
+
 def polish(path, page, anchors, site):
     "Formulas drawn, links that work, nothing from other hosts, and a search that needs no server"
     page = re.sub(r'<span class="math (inline|display)">(.*?)</span>', equation, page, flags=re.S)
     page = re.sub(r'<a href="([^"?]*)\?api#([^"]*)"([^>]*)>(.*?)</a>',
                   lambda match: api_link(match, path, anchors), page, flags=re.S)
+    page = re.sub(r'<pre class="sourceCode (?:sh|bash).*?</pre>', whole_options, page, flags=re.S)
     page = re.sub(r'<script[^>]*\ssrc="https?:[^>]*>\s*</script>\s*', '', page)
     page = re.sub(r'<link[^>]*\shref="https?:[^>]*rel="stylesheet"[^>]*>\s*', '', page)
     page = re.sub(r'<link[^>]*rel="stylesheet"[^>]*\shref="https?:[^>]*>\s*', '', page)
