@@ -84,11 +84,14 @@ def _measure_axis(works, rounds, device):
     return found
 
 def _each_label(axis, found, config):
-    "How much memory each further label takes, beside its maps"
+    "How much memory each further label takes, beside its maps, and how much longer more labels take"
     images = config.batch_size if axis.startswith('step') else 1
     (first, last), (least, most) = (([values[0], values[-1]]) for values in (found['sizes'], found['memory']))
+    times = ', '.join(f'{seconds/found["seconds"][0]:.2f} with {size}'
+                      for size, seconds in zip(found['sizes'][1:], found['seconds'][1:]))
     return (f'{axis}: {(most - least)/(last - first)/2**20:.3f} MiB for each further one; one map of each of {images} '
-            f'images of {config.crop} x {config.crop} takes {4*images*config.crop**2/2**20:.3f}')
+            f'images of {config.crop} x {config.crop} takes {4*images*config.crop**2/2**20:.3f}\n'
+            f'{axis}: times as long as with {first}: {times}')
 
 def bench_growth(
     config:TrainConfig, # of a run; its data and its weights are made up
@@ -100,7 +103,7 @@ def bench_growth(
     "Measure time and peak memory at several sizes, fit exponents, and print them"
     for axis in along: check_choice('along', axis, AXES)
     device, axes = resolve_device(config.device), {}
-    text = config.text if config.text != 'clip' else 'hash'
+    text = config.text if config.text not in ('clip', 'auto') else 'hash'
     config = replace(config, pretrained='none', text=text, prompts={}, local_crops=0, device=device.split(':')[0])
     for axis in along:
         with explain_memory(config): axes[axis] = _measure_axis(AXES[axis](config, classes), rounds, device)

@@ -71,7 +71,7 @@ def bench_preset_step(
 )->list[Row]: # without segmentation, and with it if the settings train it
     "Measure a training step of any settings, and print a table"
     torch.manual_seed(0)
-    device, text = resolve_device(config.device), config.text if config.text != 'clip' else 'hash'
+    device, text = resolve_device(config.device), config.text if config.text not in ('clip', 'auto') else 'hash'
     config = replace(config, pretrained='none', text=text, prompts={}, global_views=1, local_crops=0)
     setup = BenchSetup(config.encoder, config.encoder_options, config.crop, config.batch_size, classes, rounds, device,
                        'bf16' if config.precision == 'bf16' else 'fp32')

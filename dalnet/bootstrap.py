@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from .core import IGNORE, InputError
+from .core import InputError, ignore_label
 
 # %% ../nbs/evidence/bootstrap.ipynb #3434a0d3
 def image_counts(
     label:Tensor, # (H,W) int labels in 0..n-1
-    target:Tensor, # (H,W) int labels in 0..n-1; 255 is left out
+    target:Tensor, # (H,W) int labels in 0..n-1; `ignore_label(n-1)` is left out
     n:int # number of labels, background included
 )->Tensor: # (n,3) int64: true positives, false positives, false negatives
     "Count the pixels of one image, by label"
-    keep = target != IGNORE
+    keep = target != ignore_label(n - 1)
     label, target = label[keep].long(), target[keep].long()
     hit, given, real = (torch.bincount(x, minlength=n) for x in (target[label == target], label, target))
     return torch.stack([hit, given - hit, real - hit], 1).cpu()

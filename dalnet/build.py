@@ -7,6 +7,7 @@ __all__ = ['build_text', 'check_encoder_options', 'build_model', 'param_groups',
 
 # %% ../nbs/train/build.ipynb #9a51213c
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,16 +17,26 @@ from .data import dataset_kind, open_dataset
 from .dataset import ImageDataset
 from .encoder import Encoder
 from .model import DALNet
+from .processes import print_rank0
 from .settings import TrainConfig, shown
 from .text import TextEmbeddings, encode_text
 from .transforms import TrainTransform
 
 # %% ../nbs/train/build.ipynb #b61d3a42
+def _clip_or_hash(config, names):
+    "CLIP's text, or the stand-in with a line that says so"
+    try: return build_text(replace(config, text='clip'), names)
+    except InputError as error:
+        why, _, _ = str(error).partition('; ')
+        print_rank0(f'note: {why}; a stand-in without meaning takes the place of CLIP\'s text (--text clip insists)')
+    return build_text(replace(config, text='hash'), names)
+
 def build_text(
     config:TrainConfig, # its fields `text`, `text_model`, `text_pretrained` and `prompts`
     names:tuple # C class names
 )->TextEmbeddings: # fg (C,T), bg (1,T)
     "Get the text embeddings chosen by the settings, in the order of the classes"
+    if config.text == 'auto': return _clip_or_hash(config, names)
     if config.text == 'clip':
         return encode_text(names, config.text_model, config.text_pretrained, overrides=config.prompts)
     if config.text == 'hash':
@@ -41,9 +52,9 @@ def build_text(
 # %% ../nbs/train/build.ipynb #f8ef208f
 _RANGES = dict(  # option of an encoder -> its least and its largest value; whole numbers if these are
     depth=(0, 128), frozen=(0, 128), inter=(0, 128), dim=(1, 8192), embed_dim=(1, 8192), heads=(1, 128),
-    num_heads=(1, 128), img_size=(1, 4096), patch_size=(1, 64), reg_tokens=(0, 64), mlp_ratio=(.01, 32.), layer_scale=(0., 100.),
-    init_values=(0., 100.), drop_rate=(0., .99), drop_path_rate=(0., .99), pos_drop_rate=(0., .99),
-    proj_drop_rate=(0., .99), attn_drop_rate=(0., .99))
+    num_heads=(1, 128), img_size=(1, 4096), patch_size=(1, 64), reg_tokens=(0, 64), mlp_ratio=(.01, 32.),
+    layer_scale=(0., 100.), init_values=(0., 100.), drop_rate=(0., .99), drop_path_rate=(0., .99),
+    pos_drop_rate=(0., .99), proj_drop_rate=(0., .99), attn_drop_rate=(0., .99))
 _FLAGS = 'class_token', 'fc_norm', 'final_norm', 'no_embed_class', 'pre_norm', 'proj_bias', 'qk_norm', 'qkv_bias'
 _POOLS = '', 'avg', 'token'
 

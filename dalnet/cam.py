@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import IGNORE, InputError, check_choice
+from .core import InputError, check_choice, ignore_label
 
 # %% ../nbs/method/01_cam.ipynb #71e14901
 def normalize_cam(
@@ -69,15 +69,15 @@ def cam_to_label(
     high:float=.7, # above: the class
     low:float=.25, # at or below: background
     roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside is ignored
-)->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
+)->Tensor: # (B,H,W) int64: 0 background, 1..C, and `ignore_label(C)`: 255, or 65535 for more than 254 classes
     "Label pixels from the maps of the tagged classes, with an ignored band between two thresholds"
     if high < low:
         raise InputError(f'high: {high} must not be below low, {low}; raise high or lower low')
     strongest, label = (cam*tags[:, :, None, None]).max(1)          # (B,H,W) each
-    label = label + 1                                               # 0 is the background
-    label[strongest <= high] = IGNORE
+    label, ignore = label + 1, ignore_label(tags.shape[1])          # 0 is the background
+    label[strongest <= high] = ignore
     label[strongest <= low] = 0
-    if roi is not None: label[~roi_mask(roi, *label.shape[1:])] = IGNORE
+    if roi is not None: label[~roi_mask(roi, *label.shape[1:])] = ignore
     return label
 
 # %% ../nbs/method/01_cam.ipynb #2db7549a
@@ -97,11 +97,13 @@ def select_classes(
     return maps.gather(1, classes[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
 
 def class_labels(
-    label:Tensor, # (B,H,W) int64: 0, 1..K, 255
-    classes:Tensor # (B,K) int64 in 0..C-1 that 1..K stand for
-)->Tensor: # (B,H,W) int64: 0, 1..C, 255
+    label:Tensor, # (B,H,W) int64: 0, 1..K, `ignore_label(K)`
+    classes:Tensor, # (B,K) int64 in 0..C-1 that 1..K stand for
+    n_classes:int=254 # C; any number up to 254 will do for a smaller one
+)->Tensor: # (B,H,W) int64: 0, 1..C, `ignore_label(C)`
     "Turn numbers in an image's own list of classes into labels"
-    table = torch.full((len(label), IGNORE + 1), IGNORE, device=label.device)
+    size = ignore_label(classes.shape[1]) + 1
+    table = torch.full((len(label), size), ignore_label(n_classes), device=label.device)
     table[:, 0] = 0
     table[:, 1:classes.shape[1] + 1] = classes + 1
     return table.gather(1, label.flatten(1)).view_as(label)

@@ -11,7 +11,8 @@ from .coco import coco_report, find_coco
 from .coco_annotations import render_masks
 from .core import InputError, one_line
 from .data import open_dataset
-from .dataset import ImageDataset, read_everything, tag_problems, tag_statistics
+from .dataset import ImageDataset, keep_good, read_everything, tag_problems, tag_statistics
+from .images import upright_size
 from .processes import progress
 from .voc import voc_report
 
@@ -57,21 +58,31 @@ def _in_both(train, val, train_pictures, val_pictures):
     return [f'{names[0]} of "{train.split}" and {val_pictures[key][0]} of "{val.split}" are the same picture: '
             'scores on it mean nothing' for key, names in train_pictures.items() if key in val_pictures]
 
+def _broken_masks(dataset):
+    "A line for each mask that cannot be decoded, or holds unknown labels"
+    def read(i):
+        with dataset.open_image(i) as image: dataset.load_mask(i, upright_size(image))
+    return keep_good(dataset.names, read, skip_bad=True)[1]
+
 def check_tagged(
     source:str|Path, # table, export, folder for each class, archive; or VOC, COCO
     split:str='', # which of its images; "" = those for training
     val:str|Path|None=None, # another set, to look for images that are in both
     val_split:str|None=None, # which images of it, or of `source`
     image_root:str|Path='', # folder that the images' names start from
+    mask_folder:str|Path='', # masks to score on, of the images of `val` and `val_split`, or else of all
     few:int=20, # a class with fewer images is reported as rare
     quick:bool=False # do not decode the images
 )->tuple[list,list]: # lines to read, and a line for each problem
     "Find problems in a set of tagged images"
     accept = dict(image_root=image_root, allow_untagged=True, skip_bad=True)
-    datasets = [open_dataset(source, split, **accept)]
-    if val or val_split: datasets.append(open_dataset(val or source, val_split or '', part='val', **accept))
+    masks = dict(masks=bool(mask_folder), mask_folder=mask_folder)
+    two = bool(val or val_split)
+    datasets = [open_dataset(source, split, **accept, **({} if two else masks))]
+    if two: datasets.append(open_dataset(val or source, val_split or '', part='val', **accept, **masks))
     lines, problems, pictures = [], [], []
     for dataset in datasets:
+        problems += [] if quick or not dataset.masks else _broken_masks(dataset)
         found, broken = ({}, []) if quick else read_everything(dataset, progress)
         twins = [names for names in found.values() if len(names) > 1]
         lines += tag_lines(dataset)

@@ -183,6 +183,7 @@ def load(cls:Checkpoint,
     _fit(folder, state, sizes, config.encoder)
     model = build_model(config, text, pretrained=False)
     model.load_state_dict(state)
+    if config.text == 'auto': config.text = 'hash' if text.source.startswith('hash') else 'clip'
     return model.to(device).eval(), config
 
 
@@ -247,6 +248,9 @@ def check_same(
         more = f', and {len(names) - 1} more' if names[1:] else ''
         raise InputError(f'{folder}: a run with other settings '
                          f'({names[0]}: {there!r} there, {here!r} here{more}); {advice}')
+    if config.text == 'auto' and about['text_source'] != text.source:
+        raise InputError(f'{folder}: trained with the text of {about["text_source"]}, not of {text.source}; '
+                         f'say which (--text clip or hash), and {advice}')
     if tuple(about['names']) != tuple(text.names):
         pairs = zip([*about['names'], None], [*text.names, None])
         there, here = next(pair for pair in pairs if pair[0] != pair[1])

@@ -220,7 +220,7 @@ def dalnet_predict(
     argv:list|None=None # arguments; None = sys.argv
 ):
     "Label every pixel of images; see `dalnet_predict --help`"
-    about = 'Label every pixel of images: masks as palette PNGs, overlays, and a JSON with the share of each class.'
+    about = 'Label every pixel of images: masks as PNGs, overlays, and a JSON with the share of each class.'
     args = parse_options(argv, about, _predict_options)
     from dalnet.inference import Predictor
     from dalnet.label_files import predict_files
@@ -250,7 +250,7 @@ def dalnet_pseudo_labels(
     argv:list|None=None # arguments; None = sys.argv
 ):
     "Write refined pseudo labels of a training set; see `dalnet_pseudo_labels --help`"
-    about = 'Write the refined pseudo labels of a training set as palette PNGs: 0 background, 1..C, 255 ignore.'
+    about = 'Write the refined pseudo labels of a training set: 0 background, 1..C, 255 ignore (65535 if C > 254).'
     args = parse_options(argv, about, _pseudo_labels_options)
     from dalnet.label_files import pseudo_label_files
     if args.processes < 1:

@@ -12,7 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
-from .core import IGNORE, InputError, cache_folder, check_choice, first_line, regular_file, write_whole
+from .core import (
+    InputError, cache_folder, check_choice, first_line, ignore_label, mask_type, regular_file, write_whole)
 from .dataset import check_classes
 from .images import save_mask
 
@@ -173,12 +174,12 @@ def render_mask(
     annotations:list, # of the image, each with segmentation, area, iscrowd, category_id
     label:dict, # category id -> label, 1..C
     where='', # for errors
-    crowds:str='ignore' # draw crowds as 255 ("ignore") or as their class ("class")
-)->np.ndarray: # (H,W) uint8, 0 background, 255 ignored crowds
+    crowds:str='ignore' # draw crowds as `ignore_label` ("ignore") or as their class ("class")
+)->np.ndarray: # (H,W) uint8, 0 background, 255 ignored crowds; uint16 and 65535 for more than 254 classes
     "The label mask of one image"
     check_choice('crowds', crowds, CROWDS)
     _, rle = _pycocotools()
-    mask = np.zeros(size, np.uint8)
+    mask = np.zeros(size, mask_type(len(label)))
     for annotation in sorted(annotations, key=lambda annotation: _paint_order(annotation, crowds)):
         try: inside = _inside(rle, annotation.get('segmentation'), size)
         except Exception as error:
@@ -189,7 +190,7 @@ def render_mask(
             raise InputError(f'{where}: annotation {annotation["id"]} is drawn for {inside.shape[1]}x{inside.shape[0]} '
                              f'pixels, the image has {size[1]}x{size[0]}; correct or remove it')
         ignored = crowds == 'ignore' and annotation.get('iscrowd', 0)
-        mask[inside] = IGNORE if ignored else label[annotation['category_id']]
+        mask[inside] = ignore_label(len(label)) if ignored else label[annotation['category_id']]
     return mask
 
 # %% ../nbs/data/coco_annotations.ipynb #4f56fe40
@@ -206,7 +207,7 @@ def _render_to(job):
     path, *what = job
     try: mask = render_mask(*what)
     except InputError as error: return path.stem, str(error)
-    write_whole(path, lambda part: save_mask(mask, part))
+    write_whole(path, lambda part: save_mask(mask, part, n_classes=len(what[2])))
 
 def _render_jobs(folder, annotations, crowds):
     "The arguments of `_render_to` for each image with objects but no mask yet"

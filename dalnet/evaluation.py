@@ -6,7 +6,7 @@
 __all__ = ['CamScores', 'evaluate_cams', 'SegScores', 'evaluate_segmentation', 'evaluation_data', 'score_table', 'report_scores']
 
 # %% ../nbs/use/evaluation.ipynb #d01fba26
-import json, time
+import json, sys, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .build import open_data
 from .cam import cam_to_label, class_labels
 from .settings import TrainConfig
-from .core import nan_as_null, write_whole
+from .core import InputError, nan_as_null, write_whole
 from .crf import dense_crf
 from .dataset import ImageDataset
 from .inference import PATIENCE
@@ -68,7 +68,8 @@ def _items(model, dataset, device):
     resolve_device(device, PATIENCE)  # connects the processes, unless this has been done
     mine = shard(len(dataset))
     loader = torch.utils.data.DataLoader(dataset, sampler=mine, batch_size=None, num_workers=0)
-    for item in progress(loader, len(mine)): yield [item[key].to(device) for key in ('image', 'tags', 'mask')]
+    for item in progress(loader, len(mine)):
+        if item is not None: yield [item[key].to(device) for key in ('image', 'tags', 'mask')]
 
 def _sum_counts(tables):
     "All-reduce the counts of confusion matrices or sweeps"
@@ -107,7 +108,9 @@ def evaluate_cams(
             if kind not in sweeps: sweeps[kind] = ThresholdSweep(len(dataset.classes) + 1, thresholds)
             maps = _at_size(maps, target.shape)
             sweeps[kind].update(maps, present, target[None], classes)
-            if each: each(kind, class_labels(cam_to_label(maps, present, fixed, fixed), classes)[0], target)
+            if each:
+                label = class_labels(cam_to_label(maps, present, fixed, fixed), classes, len(dataset.classes))
+                each(kind, label[0], target)
     sweeps = _same_kinds(sweeps, len(dataset.classes) + 1, thresholds)
     _sum_counts(sweeps.values())
     return {kind: _cam_scores(sweep, fixed, dataset.classes) for kind, sweep in sweeps.items()}
@@ -194,9 +197,25 @@ def score_table(
     return _iou_table(next(iter(scores.values())).names, columns)
 
 # %% ../nbs/use/evaluation.ipynb #0073c111
-def _reading(scores, dataset, seconds):
+class _SkipBad(torch.utils.data.Dataset):
+    "A dataset whose bad items are None, each reported once and counted in `bad`: index -> why"
+    def __init__(self, dataset): self.dataset, self.bad = dataset, {}
+    def __len__(self): return len(self.dataset)
+    def __getattr__(self, name): return getattr(self.dataset, name)
+    def __getitem__(self, i):
+        try: return self.dataset[i]
+        except InputError as error:
+            if i not in self.bad: print(f'not scored: {error}', file=sys.stderr)
+            self.bad[i] = str(error)
+
+    def all_bad(self):
+        "The bad items of all processes"
+        with explain_lost_rank(): return {i: why for found in all_gather([self.bad]) for i, why in found.items()}
+
+def _reading(scores, dataset, seconds, bad):
     "The line below the table"
-    lines = f'{len(dataset)} images of "{dataset.split}", {seconds:.0f} s.'
+    lines = f'{len(dataset) - len(bad)} images of "{dataset.split}", {seconds:.0f} s.'
+    if bad: lines += f' {len(bad)} more could not be read and are not scored; the JSON file lists them.'
     if any(kind != 'seg' for kind in scores): lines += ' CAMs know the true tags and are cut at a fixed threshold.'
     if 'seg' in scores: lines += ' Segmentation knows the tags only where it says "tags".'
     best = [f'{kind} {100*score.miou:.1f} at {score.best}' for kind, score in scores.items() if kind != 'seg']
@@ -219,12 +238,15 @@ def report_scores(
     threshold:float=TrainConfig.cam_threshold # at which CAMs are scored, in (0,1); a run's own is in its config
 )->dict: # "cam", "inter", "text", "both" and "seg", those that were scored
     "Evaluate CAMs and segmentation, print the table and write it as JSON"
-    start = time.perf_counter()
+    start, dataset = time.perf_counter(), _SkipBad(dataset)
     scores = evaluate_cams(model, dataset, cam_scales, flip, threshold, device=device, merge=merge) if cams else {}
     if seg: scores['seg'] = evaluate_segmentation(model, dataset, scales, flip, crf, device=device, fuse=fuse)
-    seconds = time.perf_counter() - start
-    print_rank0(f'\n{score_table(scores)}\n\n{_reading(scores, dataset, seconds)}')
-    about = dict(images=len(dataset), split=dataset.split, seconds=round(seconds, 1))
+    seconds, bad = time.perf_counter() - start, dataset.all_bad()
+    if len(bad) == len(dataset):
+        raise InputError(f'none of the {len(bad)} images can be scored; the first: {bad[min(bad)]}')
+    print_rank0(f'\n{score_table(scores)}\n\n{_reading(scores, dataset, seconds, bad)}')
+    about = dict(images=len(dataset) - len(bad), split=dataset.split, seconds=round(seconds, 1),
+                 not_scored=[why for _, why in sorted(bad.items())])
     text = json.dumps(nan_as_null({kind: asdict(score) for kind, score in scores.items()} | about), indent=1)
     if is_main(): write_whole(out, lambda path: path.write_text(text))
     print_rank0(f'written: {out}')

@@ -63,7 +63,7 @@ def _text_need(config):
     "The need for CLIP's weights, None if the text is not encoded by it"
     import open_clip
     if config.text == 'hash': return None
-    if config.text != 'clip': return _local('text', 'local file', config.text)
+    if config.text not in ('clip', 'auto'): return _local('text', 'local file', config.text)
     model, tag = config.text_model, config.text_pretrained
     if Path(tag).is_file(): return _local('text', 'local file', tag)
     known = open_clip.get_pretrained_cfg(model, tag)

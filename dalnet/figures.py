@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .cam import cam_to_label, class_labels, normalize_cam, multi_scale_cam, tagged_classes
-from .core import InputError, palette
+from .core import InputError, colour_labels
 from .crf import dense_crf
 from .maps import infer_scale, label_at, limit_to_tags, predict_maps
 from .masks import object_mask
@@ -43,7 +43,7 @@ def show_mask(
     title:str='' # above the panel
 ):
     "Draw a label mask in VOC's colours"
-    ax.imshow(palette()[mask])
+    ax.imshow(colour_labels(mask))
     ax.set_title(title, **_TITLE)
     ax.axis('off')
 
@@ -180,7 +180,7 @@ def _cam_labels(model, image, tags, scales, flip, threshold, high, low, merge):
     label = cam_to_label(maps, present, threshold, threshold)
     refined = refine_labels(PAR(), 255*image[None], maps, present, high, low)
     labels = {f'CAM > {threshold}': label, 'pseudo label': refined}
-    return {title: class_labels(each, classes)[0].cpu() for title, each in labels.items()}
+    return {title: class_labels(each, classes, len(tags))[0].cpu() for title, each in labels.items()}
 
 def _segmentations(model, image, tags, size, scales, flip, crf):
     "Title -> (H,W) label, for the segmentation of one image, free, with the CRF, and limited to its tags"

@@ -88,7 +88,7 @@ class _Labeller:
         self.par = PAR().to(device)
 
     def label(self, i):
-        "(H,W) uint8 at the image's original size: 0 background, 1..C, 255 ignore"
+        "(H,W) at the image's original size: 0 background, 1..C, `ignore_label(C)`"
         with self.dataset.open_image(i) as picture:
             size, image = upright_size(picture), self.dataset.transform(picture)['image'][None].to(self.device)
         tags = torch.from_numpy(self.dataset.tag_row(i))[None].float().to(self.device)
@@ -98,8 +98,8 @@ class _Labeller:
                 self.model, image, classes, options['scales'], options['flip'], options['merge'], options['source'])
         check_finite(maps)
         label = refine_labels(self.par, 255*image, maps, present, options['high'], options['low'])
-        label = class_labels(label, classes)
-        return F.interpolate(label[None].float(), size)[0, 0].byte().cpu().numpy()
+        label = class_labels(label, classes, tags.shape[1])
+        return F.interpolate(label[None].float(), size)[0, 0].long().cpu().numpy()
 
     def __call__(self, i):
         "Label an image into its file -> None, or a line about what is wrong with it"
@@ -108,7 +108,7 @@ class _Labeller:
             path = result_path(self.out, name, '.png')
             check_ours([path], self.overwrite)
             label = self.label(i)
-            write_whole(path, lambda part: save_mask(label, part, self.mark))
+            write_whole(path, lambda part: save_mask(label, part, self.mark, len(self.dataset.classes)))
         except _FAILURES as error: return _failure_line(name, error)
 
 # %% ../nbs/use/label_files.ipynb #700ad544
@@ -253,7 +253,7 @@ def write_submission(
     mine, masks = shard(len(dataset)), []
     for i in progress(mine, len(mine)):
         png = io.BytesIO()
-        save_mask(predictor(dataset.image_path(i)).mask.numpy(), png)
+        save_mask(predictor(dataset.image_path(i)).mask.numpy(), png, n_classes=len(predictor.names))
         masks.append((i, png.getvalue()))
     with explain_lost_rank(): masks = sorted(all_gather(masks))
     files = {str(result_path(_FOLDER, dataset.names[i], '.png')): png for i, png in masks}

@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .cam import class_labels
-from .core import IGNORE
+from .core import ignore_label
 
 # %% ../nbs/use/metrics.ipynb #fed018db
 class ConfusionMatrix:
@@ -23,12 +23,12 @@ class ConfusionMatrix:
 
     def update(self,
         pred:Tensor, # (...) int labels in 0..n-1
-        target:Tensor # (...) int labels in 0..n-1; 255 is left out
+        target:Tensor # (...) int labels in 0..n-1; `ignore_label(n-1)` is left out
     )->'ConfusionMatrix': # itself
         "Count a batch"
         if pred.shape != target.shape:
             raise ValueError(f'prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape')
-        keep = target != IGNORE
+        keep = target != ignore_label(self.n - 1)
         pred, target = pred[keep].long(), target[keep].long()
         for what, x in dict(prediction=pred, target=target).items():
             if len(x) and (x.min() < 0 or x.max() >= self.n):
@@ -61,13 +61,13 @@ class ThresholdSweep:
     def update(self,
         cam:Tensor, # (B,C,H,W) in [0,1]; or (B,K,H,W) with `classes`
         tags:Tensor, # (B,C) or (B,K) in {0,1}
-        target:Tensor, # (B,H,W) int labels; 255 is left out
+        target:Tensor, # (B,H,W) int labels; `ignore_label(n-1)` is left out
         classes:Tensor|None=None # (B,K) of `tagged_classes`, if these are each image's own maps
     ):
         "Count a batch"
         value, winner = (cam*tags[:, :, None, None]).max(1)
-        label = winner + 1 if classes is None else class_labels(winner + 1, classes)
-        keep = target != IGNORE
+        label = winner + 1 if classes is None else class_labels(winner + 1, classes, self.n - 1)
+        keep = target != ignore_label(self.n - 1)
         level = torch.bucketize(value[keep], self.edges.to(value))       # number of thresholds below the activation
         true, strongest = ((len(self.thresholds) + 1)*x[keep] + level for x in (target, label))
         for counts, index in zip(self.counts, (true, strongest, true[true == strongest])):
@@ -98,7 +98,7 @@ def miou(self:ThresholdSweep)->dict[float,float]: # threshold -> mIoU in [0,1]
 def sweep_thresholds(
     cam:Tensor, # (B,C,H,W) in [0,1]
     tags:Tensor, # (B,C) in {0,1}
-    target:Tensor, # (B,H,W) int labels, 255 is left out
+    target:Tensor, # (B,H,W) int labels; `ignore_label(C)` is left out
     thresholds:tuple=THRESHOLDS # increasing, in (0,1)
 )->dict[float,float]: # threshold -> mIoU in [0,1]
     "mIoU of a batch of CAMs at each threshold"

@@ -255,7 +255,7 @@ def losses(
                 out.patch_fg, out.patch_bg, *text, tags, lam, tau, cross, tag_reduce, similarity, negatives)
         if weights['local'] and out.local is not None:
             terms['local'] = local_loss(out.local, out.inside, *text, tags, cross, similarity, outside)
-        if weights['ptc'] and pseudo: terms['ptc'] = ptc_loss(out.patch, pseudo.patch, pairs)
+        if weights['ptc'] and pseudo: terms['ptc'] = ptc_loss(out.patch, pseudo.patch, pairs, pseudo.ignore)
         if pseudo and pseudo.pixel is not None:
             terms |= _segmentation_losses(out, pseudo, weights, energy, pixels)
             if weights['region'] and regions is not None: terms['region'] = region_loss(out.seg, regions)
@@ -279,9 +279,9 @@ def label_counts(
     pseudo:PseudoLabels # of one part of a step
 )->Tensor: # (4,): pairs of patches with equal and with different labels, background pixels, and class pixels
     "Count what the patch contrast and the cross-entropy average over; soft labels count in shares"
-    pixels = pseudo.patch.new_zeros(2) if pseudo.pixel is None else pixel_counts(pseudo.pixel)
+    pixels = pseudo.patch.new_zeros(2) if pseudo.pixel is None else pixel_counts(pseudo.pixel, pseudo.ignore)
     if pseudo.soft is not None: pixels = soft_counts(pseudo.soft)
-    return torch.cat([pair_counts(pseudo.patch), pixels])
+    return torch.cat([pair_counts(pseudo.patch, pseudo.ignore), pixels])
 
 def denominators(
     counts:Tensor, # (4,) of `label_counts`, summed over all parts

@@ -7,7 +7,7 @@ __all__ = ['rank', 'world_size', 'is_main', 'resolve_device', 'print_rank0', 'in
            'all_gather', 'barrier', 'leave_group', 'claim_for_all', 'explain_lost_rank']
 
 # %% ../nbs/train/processes.ipynb #854de118
-import os, shutil, sys
+import os, shutil, sys, time
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 import torch
@@ -99,16 +99,27 @@ class _NotebookLine:
 
     def flush(self): pass
 
+def _with_lines(steps, total, seconds):
+    "The steps, with a line on stderr about once in so many seconds"
+    start = said = time.monotonic()
+    for done, step in enumerate(steps):
+        yield step
+        now = time.monotonic()
+        if now - said < seconds: continue
+        said, left = now, (now - start)/(done + 1)*(total - done - 1)
+        print(f'{done + 1:,} of {total:,}, {tqdm.format_interval(left)} left', file=sys.stderr, flush=True)
+
 def progress(
     steps, # iterable
-    total:int # its length
-): # a tqdm bar with the time left, on rank 0 in a terminal or a notebook; else `steps` itself
-    "Show a progress bar in a terminal or a notebook"
+    total:int, # its length
+    seconds:float=60 # between two lines, outside a terminal and a notebook
+): # a tqdm bar on rank 0 in a terminal or a notebook, elsewhere the steps and lines; other ranks: `steps` itself
+    "Show how far a loop is, and how long the rest will take"
     if is_main() and sys.stdout.isatty():
         width, height = shutil.get_terminal_size()                       # 80 x 24 if a terminal reports no size
         return tqdm(steps, total=total, leave=False, file=sys.stdout, ncols=width, nrows=height)
     if is_main() and in_notebook(): return tqdm(steps, total=total, leave=False, file=_NotebookLine())
-    return steps
+    return _with_lines(steps, total, seconds) if is_main() else steps
 
 # %% ../nbs/train/processes.ipynb #b9eaf831
 def shard(

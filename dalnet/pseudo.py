@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cam import cam_to_label, class_labels, multi_scale_cam, roi_mask, tagged_classes
-from .core import check_choice
+from .core import IGNORE, check_choice, ignore_label
 from .refine import PAR, refine_labels, soft_labels, sure_labels
 
 # %% ../nbs/method/09_pseudo.ipynb #656a3894
@@ -83,6 +83,7 @@ class PseudoLabels:
     soft:Tensor|None=None # (B,K+1,H,W) in [0,1], the pixel label as probabilities; None if it is hard
     classes:Tensor|None=None # (B,K) int64 in 0..C-1, the classes of `soft` after the background
     histogram:Tensor|None=None # of `value_counts`, if asked for
+    ignore:int=IGNORE    # in `patch` and `pixel`: do not count, see `ignore_label`
 
 # %% ../nbs/method/09_pseudo.ipynb #51ea73d2
 @torch.no_grad()
@@ -100,7 +101,7 @@ def pseudo_labels(
     merge:str='max', # how maps of an image and of its flip become one, see `multi_scale_cam`
     source:str='classifier', # which map labels pixels, see `choose_map`
     keep_strongest:bool=False, # also return the strongest intermediate CAM, from which ToCo cuts crops
-    form:str='hard', # "hard": a label or 255; "soft": probabilities too, and the pixel label where they are sure
+    form:str='hard', # "hard": a label or ignored; "soft": probabilities too, and the pixel label where they are sure
     bins:int=0 # count the values of the map of `source` in so many bins, see `value_counts`; 0 = do not
 )->PseudoLabels:
     "Label patches by the intermediate CAM, and pixels by that of `source`, among the tagged classes"
@@ -114,10 +115,10 @@ def pseudo_labels(
     image = 255*image.nan_to_num()                                      # non-finite values show up in the losses
     with torch.autocast(image.device.type, enabled=False):
         inter = F.interpolate(inter, grid, mode='bilinear', align_corners=False)          # (B,K,h,w)
-        patch = class_labels(cam_to_label(inter, present, high, low, box), classes)
+        patch = class_labels(cam_to_label(inter, present, high, low, box), classes, tags.shape[1])
         pixel = soft = None
         if par and form == 'soft': soft = soft_labels(par, image, final, present, high, low, roi)
         if par: pixel = refine_labels(par, image, final, present, high, low, roi) if soft is None else sure_labels(soft)
-    if par: pixel = class_labels(pixel, classes)
+    if par: pixel = class_labels(pixel, classes, tags.shape[1])
     counts = value_counts(final, present, roi, bins) if bins else None
-    return PseudoLabels(image, roi, patch, pixel, strongest, soft, classes, counts)
+    return PseudoLabels(image, roi, patch, pixel, strongest, soft, classes, counts, ignore_label(tags.shape[1]))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import IGNORE
+from .core import IGNORE, ignore_label
 from .encoder import Encoder
 from .gia import gia_loss
 from .lea import lea_loss
@@ -138,7 +138,7 @@ def plain_refine(
     tags:Tensor, # (B,C) in {0,1}
     high:float=.7, # background's score in the strict vote
     low:float=.25 # background's score in the lenient vote
-)->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
+)->Tensor: # (B,H,W) int64: 0 background, 1..C, `ignore_label(C)`
     "Refine CAMs to pixel labels, one image after the other"
     size, labels = image_0_255.shape[-2:], []
     half = [side//2 for side in size]
@@ -148,7 +148,7 @@ def plain_refine(
         maps = F.interpolate(cam[b:b + 1, classes], half, mode='bilinear', align_corners=False)
         strict, lenient = (_vote(small[b:b + 1], maps, score, size) for score in (high, low))
         label = F.pad(classes + 1, (1, 0))[strict]
-        label[(strict == 0) & (lenient != 0)] = IGNORE
+        label[(strict == 0) & (lenient != 0)] = ignore_label(tags.shape[1])
         labels.append(label)
     return torch.stack(labels)
 
@@ -159,24 +159,25 @@ def plain_patch_label(
     grid:tuple, # (h,w)
     high:float=.7, # above: the class
     low:float=.25 # at or below: background
-)->Tensor: # (B,h,w) int64: 0 background, 1..C, 255 ignore
+)->Tensor: # (B,h,w) int64: 0 background, 1..C, `ignore_label(C)`
     "Label patches by two thresholds"
     cam = F.interpolate(cam, grid, mode='bilinear', align_corners=False)
     value, label = (cam*tags[:, :, None, None]).max(1)
     label = label + 1
-    label[value <= high] = IGNORE
+    label[value <= high] = ignore_label(tags.shape[1])
     label[value <= low] = 0
     return label
 
 def plain_contrast(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
-    label:Tensor # (B,h,w) int; 255 is ignored
+    label:Tensor, # (B,h,w) int
+    ignore:int=IGNORE # the label that does not count
 )->Tensor: # scalar
     "Contrast all pairs of patches by the matrix of their cosines"
     token = F.normalize(patch.flatten(2).transpose(1, 2), dim=2, eps=1e-8)               # (B,hw,D)
     cosine = (token@token.transpose(1, 2)).abs()                        # (B,hw,hw)
     label = label.flatten(1)
-    known = (label[:, :, None] != IGNORE) & (label[:, None] != IGNORE)  # (B,hw,hw)
+    known = (label[:, :, None] != ignore) & (label[:, None] != ignore)  # (B,hw,hw)
     known = known & ~torch.eye(label.shape[1], dtype=torch.bool, device=label.device)
     equal = label[:, :, None] == label[:, None]
     same, other = (known & equal).float(), (known & ~equal).float()
@@ -187,14 +188,14 @@ def plain_contrast(
 # %% ../nbs/appendix/published.ipynb #64c3de47
 def plain_seg_loss(
     logits:Tensor, # (B,C+1,h,w)
-    label:Tensor # (B,H,W) int64; 255 is ignored
+    label:Tensor # (B,H,W) int64; `ignore_label(C)` is left out
 )->Tensor: # scalar
     "Average a background and a foreground cross-entropy"
     logits = F.interpolate(logits, label.shape[-2:], mode='bilinear', align_corners=False)
-    ground, classes = label.clone(), label.clone()
-    ground[label != 0] = IGNORE
-    classes[label == 0] = IGNORE
-    losses = [F.cross_entropy(logits, kind, ignore_index=IGNORE, reduction='sum')/(kind != IGNORE).sum().clamp(min=1)
+    ground, classes, ignore = label.clone(), label.clone(), ignore_label(logits.shape[1] - 1)
+    ground[label != 0] = ignore
+    classes[label == 0] = ignore
+    losses = [F.cross_entropy(logits, kind, ignore_index=ignore, reduction='sum')/(kind != ignore).sum().clamp(min=1)
               for kind in (ground, classes)]
     return .5*losses[0] + .5*losses[1]
 
@@ -237,7 +238,7 @@ class _Energy(torch.autograd.Function):
 def plain_energy(
     image_0_255:Tensor, # (B,3,H,W) in 0-255
     logits:Tensor, # (B,C+1,h,w)
-    label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is 255
+    label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is `ignore_label(C)`
     filter:Callable=cpp_filter # (image, probabilities, sigma of colour, sigma of distance) -> filtered probabilities
 )->Tensor: # scalar <= 0
     "Compute the dense energy of whole images at half their size"
@@ -246,7 +247,7 @@ def plain_energy(
     prob = F.interpolate(logits, size, mode='bilinear', align_corners=False).softmax(1)
     prob = F.interpolate(prob, half, mode='bilinear', align_corners=False)               # (B,C+1,h,w)
     picture = F.interpolate(image_0_255, half)                          # (B,3,h,w)
-    unknown = F.interpolate(label[:, None].float(), half) == IGNORE     # (B,1,h,w)
+    unknown = F.interpolate(label[:, None].float(), half) == ignore_label(len(prob[0]) - 1)     # (B,1,h,w)
     gate = torch.where(unknown, 1., (1 - prob.amax(1, keepdim=True)).clamp(min=0)).detach()
     return 1e-7*_Energy.apply(prob, filter(picture, prob.detach(), 15., 50.), gate)
 
@@ -289,7 +290,7 @@ def plain_step(
         terms = _alignment_losses(model, cls, patch, inter, tags, config)
         terms['cls'] = F.multilabel_soft_margin_loss(logits, tags)
         terms['inter'] = F.multilabel_soft_margin_loss(inter_logits, tags)
-        terms['ptc'] = plain_contrast(patch, patch_label)
+        terms['ptc'] = plain_contrast(patch, patch_label, ignore_label(tags.shape[1]))
         terms['seg'] = plain_seg_loss(seg, pixel_label)
         terms['reg'] = plain_energy(255*image, seg, pixel_label, filter)
         sum(config.weights[name]*term for name, term in terms.items()).backward()

@@ -13,16 +13,17 @@ from fastcore.basics import patch_to
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from .cam import roi_mask
-from .core import IGNORE, InputError, at_least_float32
+from .core import IGNORE, InputError, at_least_float32, ignore_label
 
 # %% ../nbs/method/07_refine.ipynb #e859480a
 def pair_counts(
-    label:Tensor # (B,h,w) int pseudo label; 255 is ignored
+    label:Tensor, # (B,h,w) int pseudo label
+    ignore:int=IGNORE # the label that does not count, see `ignore_label`
 )->Tensor: # (2,) int64
     "Count the ordered pairs of different patches of an image with the same label, and with different labels"
     label = label.flatten(1)                                            # (B,hw)
-    count = label.new_zeros(len(label), IGNORE + 1).scatter_add_(1, label, torch.ones_like(label))
-    count = count[:, :IGNORE]                                           # (B,255) patches of each label
+    count = label.new_zeros(len(label), ignore + 1).scatter_add_(1, label, torch.ones_like(label))
+    count = count[:, :ignore]                                           # (B,255) patches of each label
     known = count.sum(1)                                                # (B,) labelled patches
     equal = (count*(count - 1)).sum()
     return torch.stack([equal, (known*(known - 1)).sum() - equal])
@@ -31,9 +32,9 @@ def pair_counts(
 class _PairSum(torch.autograd.Function):
     "Sum the weighted `|cos(x_i, x_j)|` over the pairs of labelled patches of each image"
     @staticmethod
-    def forward(ctx, patch, label, weight):                             # (B,n,D), (B,n), (2,) equal, different
+    def forward(ctx, patch, label, unknown, weight):                    # (B,n,D), (B,n) twice, (2,) equal, different
         length = patch.norm(dim=2, keepdim=True).clamp(min=1e-8)        # (B,n,1)
-        token = patch/length.masked_fill(label[..., None] == IGNORE, torch.inf)
+        token = patch/length.masked_fill(unknown[..., None], torch.inf)
         cosine = token@token.transpose(1, 2)                            # (B,n,n)
         slope = torch.where(label[:, :, None] == label[:, None], *weight)
         slope.diagonal(dim1=1, dim2=2).zero_()                          # a patch makes no pair with itself
@@ -47,13 +48,14 @@ class _PairSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         token, slope, length = ctx.saved_tensors
-        return (slope@token).mul_(2*gradient/length), None, None
+        return (slope@token).mul_(2*gradient/length), None, None, None
 
 # %% ../nbs/method/07_refine.ipynb #9c366fdf
 def ptc_loss(
     patch:Tensor, # (B,D,h,w) patch tokens of the last block
-    label:Tensor, # (B,h,w) int pseudo label of the intermediate CAM; 255 is ignored
-    pairs:Tensor|None=None # (2,) denominators of the two sums; None = these images' own `pair_counts`, plus 1
+    label:Tensor, # (B,h,w) int pseudo label of the intermediate CAM
+    pairs:Tensor|None=None, # (2,) denominators of the two sums; None = these images' own `pair_counts`, plus 1
+    ignore:int=IGNORE # the label that does not count, see `ignore_label`
 )->Tensor: # scalar in [0,1]
     """Contrast patch tokens, as ToCo's code does
 
@@ -61,15 +63,16 @@ def ptc_loss(
     """
     patch = at_least_float32(patch).flatten(2).transpose(1, 2)          # (B,hw,D); sums over (hw)^2 pairs
     label = label.flatten(1)                                            # (B,hw)
-    if pairs is None: pairs = pair_counts(label) + 1
-    unknown = label == IGNORE
+    if pairs is None: pairs = pair_counts(label, ignore) + 1
+    unknown = label == ignore
     most = int((~unknown).sum(1).max())                                 # labelled patches of one image
     if most < label.shape[1]:
         first = unknown.byte().argsort(dim=1, stable=True)[:, :most]    # (B,n) labelled patches first
         label = label.gather(1, first)
         patch = patch.gather(1, first[..., None].expand(-1, -1, patch.shape[2]))
     weight = (patch.new_tensor([-.5, .5])/pairs).to(patch.dtype)        # of a pair of equal, different labels
-    return .5 + _PairSum.apply(patch, label.byte(), weight)             # bytes compare faster
+    short = label.to(torch.uint8 if ignore == IGNORE else torch.int16)  # bytes compare faster
+    return .5 + _PairSum.apply(patch, short, label == ignore, weight)
 
 # %% ../nbs/method/07_refine.ipynb #2a1a808b
 class PAR(nn.Module):
@@ -175,20 +178,20 @@ def refine_labels(
     low:float=.25, # background's score in the lenient vote: where it wins, the label is background
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1); outside is ignored
     down_scale:int=2 # refine at this fraction of the size
-)->Tensor: # (B,H,W) int64: 0 background, 1..C, 255 ignore
+)->Tensor: # (B,H,W) int64: 0 background, 1..C, and `ignore_label(C)`: 255, or 65535 for more than 254 classes
     """Refine CAMs to pseudo labels with an ignored band, as ToCo does
 
     With `vote(t) = argmax PAR(softmax([t, CAM_1, ..., CAM_K]))`, the label is `vote(high)`,
-    but 255 where that says background and `vote(low)` does not
+    but `ignore_label(C)` where that says background and `vote(low)` does not
     """
     if high < low:
         raise InputError(f'high must not be below low; got high {high}, low {low}')
-    H, W = image_0_255.shape[-2:]
+    (H, W), ignore = image_0_255.shape[-2:], ignore_label(tags.shape[1])
     parts = _image_by_image(par, image_0_255, cam, tags, down_scale)
     votes = torch.cat([_vote(*part, (high, low), (H, W)) for part in parts])              # (B,2,H,W)
     label, lenient = votes.unbind(1)
-    label = label.masked_fill((label == 0) & (lenient != 0), IGNORE)
-    if roi is not None: label[~roi_mask(roi, H, W)] = IGNORE
+    label = label.masked_fill((label == 0) & (lenient != 0), ignore)
+    if roi is not None: label[~roi_mask(roi, H, W)] = ignore
     return label
 
 # %% ../nbs/method/07_refine.ipynb #7c76a8ee
@@ -223,7 +226,7 @@ def soft_labels(
 
 def sure_labels(
     soft:Tensor # (B,K+1,H,W) of `soft_labels`
-)->Tensor: # (B,H,W) int64: 0, 1..K; 255 where no label has 0.9
+)->Tensor: # (B,H,W) int64: 0, 1..K; `ignore_label(K)` where no label has 0.9
     "Keep the labels that are likely, ignore the rest"
     best, label = soft.max(1)
-    return label.masked_fill(best < SURE, IGNORE)
+    return label.masked_fill(best < SURE, ignore_label(soft.shape[1] - 1))

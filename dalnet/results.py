@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 from PIL import Image
 from .archives import TarMember
-from .core import InputError, own_parts, palette, result_path, write_whole
+from .core import InputError, colour_labels, own_parts, result_path, write_whole
 from .images import encode, ends_well, save_mask
 
 # %% ../nbs/use/results.ipynb #999f5081
@@ -65,8 +65,8 @@ def _folder_of(image):
     return os.path.realpath(image.archive if isinstance(image, TarMember) else os.path.dirname(image))
 
 def _overlay(picture, mask):
-    "The image with its label colours over it; mask (H,W) uint8"
-    shade = Image.blend(picture, Image.fromarray(palette()[mask]), .6)
+    "The image with its label colours over it; mask (H,W)"
+    shade = Image.blend(picture, Image.fromarray(colour_labels(mask)), .6)
     return Image.composite(shade, picture, Image.fromarray((mask > 0).astype(np.uint8)*255))
 
 def result_files(
@@ -85,12 +85,12 @@ def write_prediction(
     settings:dict # of `Predictor`
 ):
     "Write mask, overlay and JSON of one image"
-    mask, source = prediction.mask.numpy().astype(np.uint8), _source(image)
+    mask, source = prediction.mask.numpy(), _source(image)
     mark, shade = mark_of(settings, source), _overlay(picture, mask)
     record = dict(software=mark, source=source, folder=_folder_of(image), width=picture.width, height=picture.height,
                   classes=prediction.shares, tags=prediction.tags, settings=settings)
     mask_file, overlay_file, record_file = files
-    write_whole(mask_file, lambda part: save_mask(mask, part, mark))
+    write_whole(mask_file, lambda part: save_mask(mask, part, mark, len(prediction.names)))
     write_whole(overlay_file, lambda part: part.write_bytes(encode(shade, 'JPEG', quality=90, comment=mark)))
     write_whole(record_file, lambda part: part.write_text(json.dumps(record, indent=1)))
 

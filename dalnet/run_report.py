@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from .checkpoint import Checkpoint, has_segmentation
 from .cli import _check_classes, _check_writable, _segment_options, _source_options
-from .core import IGNORE, InputError, palette, write_whole
+from .core import IGNORE, InputError, colour_labels, ignore_label, write_whole
 from .crf import check_engine
 from .errors import (
     Tally, Watch, confusion_pairs, error_map, iou_by_size, iou_by_tags, label_iou, over_under)
@@ -86,20 +86,27 @@ def _thumbnail(image, size=320):
     how = Image.NEAREST if image.mode == 'P' else Image.LANCZOS
     return image.resize([max(1, round(factor*side)) for side in image.size], how)
 
+def _painted(mask):
+    "A mask in its colours, with a palette of the labels that are in it"
+    labels, number = mask.unique(return_inverse=True)
+    if len(labels) > 256: return Image.fromarray(colour_labels(mask.cpu()))
+    picture = Image.fromarray(number.byte().cpu().numpy())
+    picture.putpalette(colour_labels(labels.cpu()).tobytes())
+    return picture
+
 def image_panels(
     image:Tensor, # (3,h,w) in [0,1]
     label:Tensor, # (H,W) int labels, predicted
-    target:Tensor # (H,W) int labels; 255 is left out
+    target:Tensor, # (H,W) int labels
+    ignore:int=IGNORE # the label in `target` that is left out, see `ignore_label`
 )->dict: # title -> URI
     "Make the four pictures of one image"
     photo = Image.fromarray((255*image).round().byte().permute(1, 2, 0).cpu().numpy())
     photo = photo.resize(tuple(target.shape[::-1]), Image.LANCZOS)
     panels = {'image': data_uri(_thumbnail(photo), 'jpeg')}
     for title, mask in {'truth': target, 'prediction': label}.items():
-        mask = Image.fromarray(mask.byte().cpu().numpy(), 'P')
-        mask.putpalette(palette().tobytes())
-        panels[title] = data_uri(_thumbnail(mask))
-    errors = Image.fromarray(error_map(label, target).cpu().numpy())
+        panels[title] = data_uri(_thumbnail(_painted(mask)))
+    errors = Image.fromarray(error_map(label, target, ignore).cpu().numpy())
     return panels | {'errors': data_uri(_thumbnail(errors.quantize(8)))}
 
 # %% ../nbs/evidence/run_report.ipynb #a0299fd2
@@ -188,12 +195,12 @@ def _worst(found, dataset):
     if not found.worst: return ''
     texts = dict(right='right', over='too much', under='missing', wrong='another class')
     key = '<p>' + ''.join(swatch(f'var(--{kind})', text) for kind, text in texts.items()) + '</p>'
-    figures = []
+    figures, ignore = [], ignore_label(len(found.names) - 1)
     for image in found.worst:
         item = dataset[image.index]
-        panels = image_panels(item['image'], image.label, item['mask'])
-        labels = [i for i in torch.cat([image.label.unique(), item['mask'].unique()]).unique().tolist() if i != IGNORE]
-        spots = ''.join(swatch('#' + palette()[i].tobytes().hex(), found.names[i]) for i in labels)
+        panels = image_panels(item['image'], image.label, item['mask'], ignore)
+        labels = [i for i in torch.cat([image.label.unique(), item['mask'].unique()]).unique().tolist() if i != ignore]
+        spots = ''.join(swatch('#' + colour_labels(i).tobytes().hex(), found.names[i]) for i in labels)
         figures.append(html_figure(panels, f'{escape(item["name"])}: mIoU {100*image.miou:.1f}%<br>{spots}'))
     return html_section('Worst images', (
         'The images with the lowest mIoU over the labels in them or in their prediction; the last picture of each '

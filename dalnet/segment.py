@@ -6,11 +6,12 @@
 __all__ = ['SegHead', 'pixel_counts', 'seg_loss', 'soft_counts', 'collision_loss', 'DenseEnergyLoss', 'segmentation_losses']
 
 # %% ../nbs/method/09_segment.ipynb #a3e7e485
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cam import roi_mask
-from .core import IGNORE, at_least_float32
+from .core import IGNORE, at_least_float32, ignore_label
 from .lattice import PermutohedralLattice, bilateral_features
 
 # %% ../nbs/method/09_segment.ipynb #081f1e1e
@@ -36,24 +37,26 @@ def _enlarge(logits, size):
     return F.interpolate(logits, size, mode='bilinear', align_corners=False)
 
 def pixel_counts(
-    label:Tensor # (B,H,W) int64 pseudo label; 255 is ignored
+    label:Tensor, # (B,H,W) int64 pseudo label
+    ignore:int=IGNORE # the label that does not count, see `ignore_label`
 )->Tensor: # (2,) int64
     "Count the background pixels, and the pixels of any class"
-    return torch.stack([(label == 0).sum(), ((label != 0) & (label != IGNORE)).sum()])
+    return torch.stack([(label == 0).sum(), ((label != 0) & (label != ignore)).sum()])
 
 # %% ../nbs/method/09_segment.ipynb #309b1c9c
 def seg_loss(
     logits:Tensor, # (B,C+1,h,w), enlarged to the label's size
-    label:Tensor, # (B,H,W) int64 pseudo label; 255 is ignored
+    label:Tensor, # (B,H,W) int64 pseudo label; `ignore_label(C)` is left out
     pixels:Tensor|None=None # (2,) denominators of the two sums; None = these images' own `pixel_counts`, at least 1
 )->Tensor: # scalar
     """Average a background and a foreground cross-entropy
 
-    `L_seg = -1/2 mean_{i: y_i = 0} log p_i(0) - 1/2 mean_{i: 0 < y_i < 255} log p_i(y_i)`
+    `L_seg = -1/2 mean_{i: y_i = 0} log p_i(0) - 1/2 mean_{i: 0 < y_i <= C} log p_i(y_i)`
     """
     logits = _enlarge(logits, label.shape[-2:])
-    each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction='none')          # (B,H,W), 0 where ignored
-    if pixels is None: pixels = pixel_counts(label).clamp(min=1)
+    ignore = ignore_label(logits.shape[1] - 1)
+    each = F.cross_entropy(logits, label, ignore_index=ignore, reduction='none')          # (B,H,W), 0 where ignored
+    if pixels is None: pixels = pixel_counts(label, ignore).clamp(min=1)
     ground = label == 0
     return .5*((each*ground).sum()/pixels[0] + (each*~ground).sum()/pixels[1])
 
@@ -84,60 +87,109 @@ def collision_loss(
 
 # %% ../nbs/method/09_segment.ipynb #3f0a204e
 def _energy(S, lattice, gate, symmetric):
-    "Value and gradient of the energy of one image's masks S (K,h,w), as ToCo defines them; gate (1,h,w)"
-    filtered = lattice.filter(S.flatten(1).T, symmetric=symmetric)      # (hw,K)
-    GWS = filtered.T.reshape(S.shape)*gate
-    return -(S*GWS).sum(), -2*GWS
+    "Value and gradient of the energy of one image's masks S (h,w,K), as ToCo defines them; gate (h,w,1)"
+    GWS = lattice.filter(S.flatten(0, 1), symmetric=symmetric).view(S.shape).mul_(gate)
+    return -torch.linalg.vecdot(S, GWS).sum(), GWS.mul_(-2)
 
 # %% ../nbs/method/09_segment.ipynb #a4081048
 def _masks(prob, label, roi, size):
     "The mask of the image and the gate, (B,1,h,w) each"
     inside = torch.ones_like(prob[:, :1])
     if roi is not None: inside = F.interpolate(roi_mask(roi, *label.shape[1:])[:, None].to(prob), size)
-    unknown = F.interpolate(label[:, None].to(prob), size) == IGNORE
+    unknown = F.interpolate(label[:, None].to(prob), size) == ignore_label(prob.shape[1] - 1)
     doubt = (inside - prob.amax(1, keepdim=True)).clamp(min=0)
     return inside, torch.where(unknown, 1., doubt).detach()
 
 # %% ../nbs/method/09_segment.ipynb #1fffe948
 class _Bilinear:
-    "Bilinear resizing of (K,h,w), and its transpose"
+    "Bilinear resizing of (h,K,w), and its transpose: the columns here, the rows by the matrix `rows`"
     def __init__(self, old, new, like):
-        self.new, self.same = tuple(new), tuple(old) == tuple(new)
-        self.half = tuple(old) == tuple(2*side for side in new)
+        self.half = old[1] == 2*new[1]
         self.rows, self.columns = (
             F.interpolate(torch.eye(n).to(like)[None], m, mode='linear')[0].T.contiguous() for n, m in zip(old, new))
 
-    def __call__(self, x):
-        "Resize"
-        if self.same: return x
-        if self.half: return F.interpolate(x[None], self.new, mode='bilinear')[0]
-        return self.rows@(x@self.columns.T)
+    def across(self, x):
+        "Resize the columns"
+        if self.half: return (x[..., 0::2] + x[..., 1::2])/2
+        return x@self.columns.T
 
-    def transpose(self, grad):
-        "The gradient with respect to what was resized"
-        if self.same: return grad
-        if self.half: return F.interpolate(grad[None]/4, scale_factor=2)[0]
-        return (self.rows.T@grad)@self.columns
+    def transpose_across(self, grad):
+        "The gradient with respect to what `across` resized"
+        if self.half: return (grad/2).repeat_interleave(2, -1)
+        return grad@self.columns
+
+def _times(matrix, x):
+    "Combine the rows of `x` (n,K,w) by a matrix (m,n) -> (m,K,w)"
+    return (matrix@x.flatten(1)).unflatten(1, x.shape[1:])
+
+def _add_times(total, matrix, x):
+    "Add that to `total` (m,K,w)"
+    total.flatten(1).addmm_(matrix, x.flatten(1))
 
 # %% ../nbs/method/09_segment.ipynb #686e20f9
-def _shares(label, pixels, like):
+class _Band(NamedTuple):
+    "Rows of an image, and the rows of its logits and of the small image that belong to them"
+    full:slice           # n rows
+    logits:slice         # m rows
+    enlarge:Tensor       # (n,m)
+    small:slice          # s rows
+    shrink:Tensor        # (s,n)
+
+def _used(matrix):
+    "The columns of a matrix that are not all zero, from the first to the last"
+    there = (matrix != 0).any(0).nonzero().flatten().tolist() or [0, -1]
+    return slice(there[0], there[-1] + 1)
+
+def _bands(enlarge, shrink, numbers):
+    "Split an image into bands; each row of it holds so many numbers"
+    n = max(1, 2**(17 if enlarge.rows.device.type == 'cpu' else 26)//(2*numbers))*2
+    for y in range(0, len(enlarge.rows), n):
+        full, up, down = slice(y, y + n), enlarge.rows[y:y + n], shrink.rows[:, y:y + n]
+        logits, small = _used(up), _used(down.T)
+        yield _Band(full, logits, up[:, logits], small, down[small])
+
+# %% ../nbs/method/09_segment.ipynb #5c3ab1d2
+def _shares(label, pixels, logits):
     "The weight of each pixel in the cross-entropy, (B,H,W)"
-    if pixels is None: pixels = pixel_counts(label).clamp(min=1)
-    ground, things = (.5/pixels).to(like)
-    return torch.where(label == 0, ground, things).masked_fill(label == IGNORE, 0.)
+    ignore = ignore_label(logits.shape[1] - 1)
+    if pixels is None: pixels = pixel_counts(label, ignore).clamp(min=1)
+    ground, things = (.5/pixels).to(logits)
+    return torch.where(label == 0, ground, things).masked_fill(label == ignore, 0.)
 
 def _cross_entropy(log_prob, label, share):
-    "Weighted sum over pixels of -log p(y), (K,H,W), (1,H,W) and (1,H,W) -> scalar"
-    return -(log_prob.gather(0, label)*share).sum()
+    "Weighted sum over pixels of -log p(y), (n,K,W), (n,1,W) and (n,1,W) -> scalar"
+    return -(log_prob.gather(1, label)*share).sum()
 
 def _cross_entropy_grad(prob, label, share):
-    "Its gradient by the logits, in place of the probabilities (K,H,W)"
-    return prob.mul_(share).scatter_add_(0, label, -share)
+    "Its gradient by the logits, in place of the probabilities (n,K,W)"
+    return prob.mul_(share).scatter_add_(1, label, -share)
 
 def _softmax_grad(prob, grad):
-    "The gradient by the logits, in place of the one by the probabilities (K,H,W)"
+    "The gradient by the logits, in place of the one by the probabilities (n,K,W)"
     grad *= prob
-    return grad.addcmul_(prob, grad.sum(0), value=-1)
+    return grad.addcmul_(prob, grad.sum(1, keepdim=True), value=-1)
+
+# %% ../nbs/method/09_segment.ipynb #5c3ab1d6
+def _forward(z, bands, label, share, rows):
+    "Cross-entropy, and probabilities (rows,K,W) with fewer rows, of logits z (h,K,W); label and share (H,1,W)"
+    loss, small = z.new_zeros(()), z.new_zeros(rows, *z.shape[1:])
+    for band in bands:
+        log_prob = _times(band.enlarge, z[band.logits]).log_softmax(1)                      # (n,K,W)
+        if share is not None: loss = loss + _cross_entropy(log_prob, label[band.full], share[band.full])
+        _add_times(small[band.small], band.shrink, log_prob.exp_())
+    return loss, small
+
+def _backward(z, bands, label, share, by_prob):
+    "The gradients of cross-entropy and energy by z, (2,h,K,W); `by_prob` (rows,K,W): that of the energy by `small`"
+    grads = z.new_zeros(2, *z.shape)
+    for band in bands:
+        prob = _times(band.enlarge, z[band.logits]).softmax(1)                              # (n,K,W)
+        grad = _softmax_grad(prob, _times(band.shrink.T, by_prob[band.small]))
+        _add_times(grads[1, band.logits], band.enlarge.T, grad)
+        if share is None: continue
+        grad = _cross_entropy_grad(prob, label[band.full], share[band.full])
+        _add_times(grads[0, band.logits], band.enlarge.T, grad)
+    return grads
 
 # %% ../nbs/method/09_segment.ipynb #fa81e6a9
 class _Losses(torch.autograd.Function):
@@ -146,24 +198,24 @@ class _Losses(torch.autograd.Function):
     def forward(ctx, logits, image, label, roi, energy, share):
         full, half = image.shape[-2:], energy.small(image.shape[-2:])
         enlarge, shrink = _Bilinear(logits.shape[-2:], full, logits), _Bilinear(full, half, logits)
+        bands = list(_bands(enlarge, shrink, logits.shape[1]*full[1]))
+        logits, weight = logits.transpose(1, 2).contiguous(), energy.weight/len(logits)     # (B,h,K,w)
         features, grads = energy.features(image, half, logits), logits.new_zeros(2, *logits.shape)
+        known = None if share is None else label.masked_fill(share == 0, 0)[:, :, None]     # (B,H,1,W)
+        shares = [None]*len(logits) if share is None else share[:, :, None]
         seg, reg = logits.new_zeros(2).unbind()
         for b, logit in enumerate(logits):
-            log_prob = enlarge(logit).log_softmax(0)                                        # (K,H,W)
-            if share is not None:
-                known = label[b:b + 1].masked_fill(label[b:b + 1] == IGNORE, 0)
-                seg = seg + _cross_entropy(log_prob, known, share[b:b + 1])
-            prob = log_prob.exp_()
-            S = shrink(prob)                                                                # (K,h,w)
-            inside, gate = _masks(S[None], label[b:b + 1], roi if roi is None else roi[b:b + 1], half)
-            lattice = PermutohedralLattice(features[b])
-            value, by_prob = _energy(S*inside[0], lattice, gate[0], energy.symmetric)
-            reg = reg + value*(energy.weight/len(logits))
+            z, own = enlarge.across(logit), None if share is None else known[b]             # (h,K,W)
+            loss, prob = _forward(z, bands, own, shares[b], half[0])
+            S = shrink.across(prob).movedim(1, -1).contiguous()                             # (h',w',K)
+            inside, gate = _masks(S.movedim(-1, 0)[None], label[b:b + 1], roi if roi is None else roi[b:b + 1], half)
+            inside, gate = inside[0, 0, ..., None], gate[0, 0, ..., None]
+            value, by_prob = _energy(S*inside, PermutohedralLattice(features[b]), gate, energy.symmetric)
+            seg, reg = seg + loss, reg + value*weight
             if not ctx.needs_input_grad[0]: continue
-            by_prob = shrink.transpose(by_prob*inside[0]*(energy.weight/len(logits)))       # (K,H,W)
-            grads[1, b] = enlarge.transpose(_softmax_grad(prob, by_prob))
-            if share is not None: grads[0, b] = enlarge.transpose(_cross_entropy_grad(prob, known, share[b:b + 1]))
-        ctx.save_for_backward(*grads)
+            by_prob = shrink.transpose_across(by_prob.mul_(inside*weight).movedim(-1, 1))   # (h',K,W)
+            grads[:, b] = enlarge.transpose_across(_backward(z, bands, own, shares[b], by_prob))
+        ctx.save_for_backward(*grads.transpose(2, 3))
         return seg, reg
 
     @staticmethod
@@ -180,7 +232,7 @@ def _both_losses(logits, *settings):
 class DenseEnergyLoss(nn.Module):
     """Regularise masks by position and colour (Tang et al. 2018, gated as in ToCo)
 
-    `L_reg = -weight/B sum_{b,k,i} S_bki G_bi (W S)_bki`, with the gate `G_i = 1` where the label is 255,
+    `L_reg = -weight/B sum_{b,k,i} S_bki G_bi (W S)_bki`, with the gate `G_i = 1` where the label is ignored,
     else `max(0, 1 - max_k S_ki)`
     """
     def __init__(self,
@@ -206,7 +258,7 @@ class DenseEnergyLoss(nn.Module):
     def forward(self,
         image_0_255:Tensor, # (B,3,H,W) in 0-255
         logits:Tensor, # (B,C+1,h,w), enlarged to the image's size
-        label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is 255
+        label:Tensor, # (B,H,W) int pseudo label; the gate is open where it is `ignore_label(C)`
         roi:Tensor|None=None # (B,4) rows (y0,y1,x0,x1); outside does not count
     )->Tensor: # scalar <= 0
         "Compute the energy of the softmax of the logits"
@@ -216,7 +268,7 @@ class DenseEnergyLoss(nn.Module):
 def segmentation_losses(
     image_0_255:Tensor, # (B,3,H,W) in 0-255
     logits:Tensor, # (B,C+1,h,w), enlarged to the image's size
-    label:Tensor, # (B,H,W) int64 pseudo label; 255 is ignored in "seg", and opens the gate in "reg"
+    label:Tensor, # (B,H,W) int64 pseudo label; `ignore_label(C)` is left out in "seg", and opens the gate in "reg"
     energy:DenseEnergyLoss, # settings of "reg"
     roi:Tensor|None=None, # (B,4) rows (y0,y1,x0,x1); outside does not count in "reg"
     pixels:Tensor|None=None # (2,) denominators of "seg", as in `seg_loss`

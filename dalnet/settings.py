@@ -31,7 +31,7 @@ class _DataSettings:
 class _NetworkSettings(_DataSettings):
     "Text, encoder and heads"
     # text
-    text:str = 'clip'              # text embeddings: an .npz, "clip" to encode them, or "hash" for the stand-in
+    text:str = 'clip'              # text embeddings: an .npz, "clip" to encode them, "hash": a stand-in, or "auto"
     text_model:str = 'ViT-B-16'    # open_clip architecture that encodes them
     text_pretrained:str = 'openai' # open_clip tag or local checkpoint of that architecture
     prompts:dict = field(default_factory=dict) # class name -> words for its prompt, e.g. {"mouse": "computer mouse"}
@@ -163,7 +163,7 @@ class _RunSettings(_ScheduleSettings):
     compile:bool = False           # torch.compile the encoder
     nan:str = 'stop'               # a loss that is not finite: "stop" the run, or "skip" the step
     score_every:int = 0            # iterations between validation scores, keeping the best checkpoint; 0 = never
-    trackers:str = ''              # also log to "tensorboard", "wandb", or both separated by a comma
+    trackers:str = ''              # also log to "tensorboard", "trackio", "wandb", or several separated by commas
     timeout:int = 600              # seconds without an answer after which another process counts as dead
     device:str = 'auto'            # "cpu", "cuda", or "auto"
 
@@ -202,7 +202,7 @@ _CHOICES = dict(method=tuple(_TERMS), text_projection=('clip', 'learnt'), pool=(
                 augment=('toco', 'dino', 'standard'), local_outside=('ignore', 'background'), nan=('stop', 'skip'),
                 fuse=('mean', 'max_logit'), precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'),
                 thresholds=('fixed', 'searched'), pseudo_form=('hard', 'soft'))
-_TRACKERS = ('tensorboard', 'wandb')
+_TRACKERS = ('tensorboard', 'trackio', 'wandb')
 
 def _check_words(config):
     "Reject words that are not among the choices"
@@ -212,7 +212,7 @@ def _check_words(config):
         if not getattr(config, name).strip(): refuse(name, getattr(config, name), 'a name')
     trackers = config.trackers.split(',') if config.trackers else []
     if any(tracker.strip() not in _TRACKERS for tracker in trackers):
-        refuse('trackers', config.trackers, f'{", ".join(_TRACKERS)}, or both separated by a comma')
+        refuse('trackers', config.trackers, f'{", ".join(_TRACKERS)}, or several separated by commas')
 
 # %% ../nbs/train/settings.ipynb #e4813fce
 def _check_pairs(config):
@@ -249,7 +249,7 @@ def _check_pairs(config):
 # %% ../nbs/train/settings.ipynb #68c4541a
 def _check_tables(config):
     "Reject prompts and encoder options that would be ignored"
-    if config.prompts and config.text not in ('clip', 'hash'):
+    if config.prompts and config.text not in ('clip', 'hash', 'auto'):
         refuse('prompts', config.prompts, f'empty, since the text in {shown(config.text)} is encoded already',
                 'set text to "clip", or leave prompts out')
     for name, words in config.prompts.items():

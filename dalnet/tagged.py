@@ -193,7 +193,23 @@ def _match(self:TaggedImageDataset, tags, skip_bad):
 
 # %% ../nbs/data/tagged.ipynb #72e4ba90
 @patch
-def _mask_path(self:TaggedImageDataset, i): return self.mask_folder/f'{self.names[i]}.png'
+def _mask_path(self:TaggedImageDataset, i):
+    "Where the mask of an image lies: under the image's name with its folders, or else without them"
+    path = self.mask_folder/f'{self.names[i]}.png'
+    bare = self.mask_folder/path.name
+    return bare if bare.is_file() and not path.is_file() else path
+
+@patch
+def _check_mask(self:TaggedImageDataset, i):
+    "Raise an `InputError` for a mask that is missing, or of another size than its image; decode nothing"
+    path = self._mask_path(i)
+    if not path.is_file():
+        raise InputError(f'{path}: no mask for this image; add it (there, or as {self.mask_folder/path.name}), '
+                         'or take the image out')
+    with self.open_image(i) as image, open_file(path) as mask: size, found = image.size, mask.size
+    if sorted(size) != sorted(found):                                    # an image may yet be turned
+        raise InputError(f'{path}: the mask is {found[0]}x{found[1]}, the image {size[0]}x{size[1]}; '
+                         'save the mask at the size of its image')
 
 @patch
 def _check(self:TaggedImageDataset, i, allow_untagged):
@@ -206,8 +222,7 @@ def _check(self:TaggedImageDataset, i, allow_untagged):
         if not self.shards: check_image(self.image_path(i))
     except InputError as error:
         raise InputError(f'{where}: {error}') from None
-    if self.masks and not self._mask_path(i).is_file():
-        raise InputError(f'{self._mask_path(i)}: no mask for this image; add it or take the image out')
+    if self.masks: self._check_mask(i)
 
 # %% ../nbs/data/tagged.ipynb #1c4d7ea9
 @patch
@@ -220,6 +235,18 @@ def _check_all(self:TaggedImageDataset, allow_untagged, skip_bad):
         rest = np.setdiff1d(np.arange(len(self.kept)), np.delete(look, good))
         self.kept, self.tags, self.skipped = np.asarray(self.kept)[rest], self.tags[rest], self.skipped + bad
         self._connect()
+    if self.masks and len(look) <= CHECK_FILES: self._check_shared()
+
+@patch
+def _check_shared(self:TaggedImageDataset):
+    "Raise an `InputError` if two images have one mask, which happens if their names differ in the folder alone"
+    owners = {}
+    for i in range(len(self)):
+        path = self._mask_path(i)
+        first = owners.setdefault(path, i)
+        if first != i:
+            raise InputError(f'{path}: the only mask of two images, {self.names[first]} and {self.names[i]}; '
+                             f'put it into a folder named after that of its image')
 
 # %% ../nbs/data/tagged.ipynb #b12f6ce8
 @patch

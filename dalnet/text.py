@@ -167,7 +167,7 @@ def no_weights(
     missing = isinstance(error, OSError) or 'Failed to download' in str(error)
     if not (why and missing): return f'the weights cannot be loaded ({first_line(error)})'
     return (f'the weights are not on this machine, and the hub cannot be used ({why}); on a machine with a network '
-            'run dalnet_fetch --preset NAME and copy its folder')
+            'run dalnet_fetch --preset NAME and copy its folder, or train with --preset voc_mini, which needs no hub')
 
 # %% ../nbs/method/03_text.ipynb #26c59140
 OPENAI_NUMBERS = {'input_resolution', 'context_length', 'vocab_size'}  # besides the weights, in OpenAI's own files
@@ -220,7 +220,8 @@ def _load_clip(model, pretrained):
             raise InputError(
                 f'text encoder {model} / {pretrained}: {no_weights(e, why)}; '
                 'or give a local checkpoint (pretrained=FILE, --text-pretrained FILE; OpenAI\'s needs the model '
-                'ViT-B-16-quickgelu), or ready embeddings (TextEmbeddings.load("FILE.npz"), --text FILE.npz)') from None
+                'ViT-B-16-quickgelu), ready embeddings (TextEmbeddings.load("FILE.npz"), --text FILE.npz), '
+                'or the stand-in (--text hash)') from None
 
 @torch.inference_mode()
 def _clip_vectors(prompts, model, pretrained):
@@ -228,7 +229,8 @@ def _clip_vectors(prompts, model, pretrained):
     import open_clip
     clip = _load_clip(model, str(pretrained))
     tokens = open_clip.get_tokenizer(model)(list(prompts))
-    return F.normalize(clip.eval().encode_text(tokens).float(), dim=-1)
+    vectors = [clip.eval().encode_text(part) for part in tokens.split(256)]
+    return F.normalize(torch.cat(vectors).float(), dim=-1)
 
 # %% ../nbs/method/03_text.ipynb #c5945bc9
 def _cache_file(cache, model, pretrained, prompt):

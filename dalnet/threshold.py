@@ -46,7 +46,7 @@ def agreement(
         image, tags = (dataset[i][key].to(device) for key in ('image', 'tags'))
         found, classes, present = all_tagged_maps(model, image, tags, scales, flip, config.flip_merge)
         label = refine_labels(par, 255*image[None], found[kind], present, config.high, config.low)
-        sweep.update(found[kind], present, class_labels(label, classes), classes)
+        sweep.update(found[kind], present, class_labels(label, classes, len(dataset.classes)), classes)
     return sweep.miou()
 
 # %% ../nbs/use/threshold.ipynb #e2a7c109

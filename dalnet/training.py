@@ -162,12 +162,21 @@ def rate(self:_Saver, iteration, score):
 def _start_trackers(config, accelerator):
     "Start the trackers named in the settings"
     if not config.trackers: return
-    options = dict(wandb=dict(dir=config.out)) if 'wandb' in config.trackers else {}
+    options = dict(wandb=dict(dir=config.out), trackio=dict(name=Path(config.out).name, resume='allow'))
+    options = {name: values for name, values in options.items() if name in config.trackers}
     try: accelerator.init_trackers('dalnet', {name: str(value) for name, value in asdict(config).items()}, options)
     except Exception as e:
         raise InputError(
             f'setting trackers: {first_line(e)}; log in (wandb login), set WANDB_MODE=offline, or leave it out'
         ) from None
+
+def _track_panel(tracker, picture, step):
+    "Send a panel (H,W,3) uint8 to a tracker"
+    if tracker.name == 'trackio':                                        # accelerate sends it numbers alone
+        from trackio import Image
+        return tracker.log({'panel': Image(picture)}, step=step)
+    options = dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {}
+    tracker.log_images({'panel': picture[None]}, step=step, **options)
 
 def _show(config, accelerator, iteration, batch, seen):
     "Report skipped images, and draw a panel of this step if one is due"
@@ -179,9 +188,7 @@ def _show(config, accelerator, iteration, batch, seen):
     strongest = normalize_cam((activations*tags).amax(1))
     picture = draw_panel(batch['image'][:len(activations)], strongest, label, seg)
     show_panel(Path(config.out)/f'panels/iter_{iteration:06d}.png', picture)
-    for tracker in accelerator.trackers:
-        options = dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {}
-        tracker.log_images({'panel': np.asarray(picture)[None]}, step=iteration, **options)
+    for tracker in accelerator.trackers: _track_panel(tracker, np.asarray(picture), iteration)
 
 # %% ../nbs/train/training.ipynb #0391d541
 def _open_log(config, accelerator, start, state, batches):
@@ -211,7 +218,7 @@ def _run(config, accelerator, dataset, text, found, start, score):
     batches = Timed(load_batches(dataset, config, start, pin=accelerator.device.type == 'cuda'))
     log = _open_log(config, accelerator, start, state, batches)
     with log, explain_memory(config), explain_lost_rank(), batches, saver.rescue(log), StopSignals() as signals:
-        for iteration, batch in enumerate(bar := progress(batches, config.iterations - start), start + 1):
+        for iteration, batch in enumerate(bar := progress(batches, config.iterations - start, 600), start + 1):
             lr = poly_lr(iteration - 1, config.iterations, config.lr, config.warmup, config.warmup_lr, config.power)
             for group in optimizer.param_groups: group['lr'] = lr*group['ratio']
             torch.manual_seed(seed_from(config.seed, iteration, rank(), 1))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
-from .core import InputError, one_line, palette, write_whole
+from .core import InputError, colour_labels, one_line, write_whole
 from .images import encode
 from .processes import in_notebook
 
@@ -173,8 +173,8 @@ def draw_panel(
     strength = _full_size(cam[:n, None], image)[:, 0].numpy()
     heat = (255*matplotlib.colormaps['inferno'](strength)[..., :3]).astype(np.uint8)
     columns = [picture, heat//2 + picture//2]
-    if label is not None: columns.append(palette()[label[:n].cpu().numpy()])
-    if seg is not None: columns.append(palette()[_full_size(seg[:n], image).argmax(1).numpy()])
+    if label is not None: columns.append(colour_labels(label[:n].cpu()))
+    if seg is not None: columns.append(colour_labels(_full_size(seg[:n], image).argmax(1)))
     return Image.fromarray(np.concatenate([np.concatenate(column, 0) for column in columns], 1))
 
 # %% ../nbs/train/watch.ipynb #28f2edd6

@@ -1,11 +1,12 @@
 "Training where something is wrong, or odd: numbers, labels, files, settings"
-import json, os, pickle, re
+import json, os, pickle, re, sqlite3, subprocess, sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from dalnet.checkpoint import Checkpoint
-from dalnet.config import PRESETS
+from dalnet.config import PRESETS, write_config
 from dalnet.core import IGNORE
 from dalnet.encoder import read_weights
 from dalnet.model import losses, total_loss
@@ -205,6 +206,18 @@ def test_panels_and_trackers(config):
     assert [event.step for event in events.Scalars('cls')] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Images('panel')] == [1, 3, 6]
     assert abs(events.Scalars('total')[5].value - read_log(config.out)[5]['total']) < 1e-4
+
+
+def test_panels_and_numbers_in_trackio(config, tmp_path):
+    "Trackio reads its folder when it is imported, so a process of its own trains"
+    pytest.importorskip('trackio')
+    code = ('from dataclasses import replace; from dalnet.training import train; from dalnet.config import read_config; '
+            f'train(replace(read_config("{tmp_path}/run.toml"), trackers="trackio", show_at=(1,)))')
+    write_config(config, tmp_path/'run.toml')
+    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | dict(TRACKIO_DIR=str(tmp_path/'tracked')))
+    with closing(sqlite3.connect(tmp_path/'tracked/dalnet.db')) as base:
+        lines = [json.loads(text) for text, in base.execute('select metrics from metrics order by step')]
+    assert sum('cls' in line for line in lines) == 6 and len(list((tmp_path/'tracked').rglob('*.png'))) == 1
 
 
 def test_a_tracker_that_is_not_there(config, monkeypatch):
