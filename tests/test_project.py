@@ -1,10 +1,9 @@
-"Promises about the project itself: the book's one list, what a module may load, and a site without a broken link"
+"Promises about the project itself: the book's one list, and what a module may load"
 import ast
 import configparser
 import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -166,35 +165,3 @@ def test_console_scripts_exist():
         module, function = target.split(':')
         assert callable(getattr(importlib.import_module(module), function))
         assert (Path(sys.executable).parent/name).exists()
-
-
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    "The site, built in pure Python from what nbdev prepares"
-    skip = shutil.ignore_patterns('.git', 'runs', '_proc', '_docs', '*.egg-info', '.venv')
-    copy = shutil.copytree(ROOT, tmp_path_factory.mktemp('site')/'project', symlinks=True, ignore=skip)
-    prepare = python('from nbdev.serve import proc_nbs; print(proc_nbs())', cwd=copy)
-    assert prepare.returncode == 0, prepare.stderr
-    folder = Path(prepare.stdout.strip().splitlines()[-1])
-    smalldocs = Path(sys.executable).parent/'smalldocs'
-    render = subprocess.run([smalldocs, 'render', '.'], cwd=folder, capture_output=True, text=True)
-    assert render.returncode == 0, render.stdout + render.stderr
-    check = subprocess.run([smalldocs, 'check', '.'], cwd=folder, capture_output=True, text=True)
-    return folder, check.stdout + check.stderr
-
-
-def test_site_has_every_chapter_and_no_broken_link(site):
-    folder, report = site
-    known = ('is not read by smalldocs', 'is ignored', 'is not built', 'thing(s) to look at')  # keys meant for Quarto
-    wrong = [line for line in report.splitlines() if line.strip() and not any(words in line for words in known)]
-    assert not wrong, wrong
-    pages = {path.stem for path in folder.rglob('*.html')}
-    assert pages >= {'index', *(chapter for _, chapter in CHAPTERS)}
-
-
-def test_site_shows_equation_and_code_of_the_method(site):
-    folder, _ = site
-    lea = next(folder.rglob('05_lea.html')).read_text()
-    assert 'At the end of this chapter you hold' in lea and 'mathcal{L}_{ex}' in lea
-    text = re.sub(r'<[^>]+>', '', lea)                                    # without the marks of syntax colours
-    assert 'def lea_loss(' in text and 'softplus' in text                 # the body, not the signature alone
