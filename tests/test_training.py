@@ -212,7 +212,8 @@ def test_panels_and_numbers_in_trackio(config, tmp_path):
     "Trackio reads its folder when it is imported, so a process of its own trains"
     pytest.importorskip('trackio')
     code = ('from dataclasses import replace; from dalnet.config import read_config; '
-            f'from dalnet.training import train; train(replace(read_config("{tmp_path}/run.toml"), trackers="trackio", show_at=(1,)))')
+            f'from dalnet.training import train; config = read_config("{tmp_path}/run.toml"); '
+            'train(replace(config, trackers="trackio", show_at=(1,)))')
     write_config(config, tmp_path/'run.toml')
     subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | dict(TRACKIO_DIR=str(tmp_path/'tracked')))
     with closing(sqlite3.connect(tmp_path/'tracked/dalnet.db')) as base:
