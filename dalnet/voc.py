@@ -193,10 +193,13 @@ def _check_end(path):
 def _load_sbd(path, n_classes, size):
     "The (H,W) int64 mask in one of SBD's .mat files"
     from scipy.io import loadmat
-    try: mask = loadmat(path, variable_names='GTcls')['GTcls']['Segmentation'][0, 0]
+    regular_file(path, 'restore the mask', 2**30)
+    try:
+        mask = np.asarray(loadmat(path, variable_names='GTcls')['GTcls']['Segmentation'][0, 0])
+        if mask.dtype.kind not in 'biu': raise TypeError(f'its labels are {mask.dtype}, not whole numbers')
     except Exception as error:
         raise InputError(f'{path}: not one of SBD\'s class masks ({first_line(error)}); restore it') from None
-    return check_mask(torch.from_numpy(np.asarray(mask).astype(np.int64)), path, n_classes, size)
+    return check_mask(torch.from_numpy(mask.astype(np.int64)), path, n_classes, size)
 
 # %% ../nbs/data/voc.ipynb #525b0bae
 @patch
