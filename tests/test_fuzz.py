@@ -280,7 +280,7 @@ def test_json_lines(records, damage, data_, skip_bad, allow):
 def _column(kind, words):
     "A column of a Parquet file of any type, or strings where the values do not fit it"
     try: return pa.array(words, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError): return pa.array([str(word) for word in words])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError): return pa.array([ascii(word) for word in words])
 
 
 kinds = st.sampled_from([pa.string(), pa.large_string(), pa.binary(), pa.list_(pa.string()), pa.large_list(pa.string()),
@@ -439,7 +439,7 @@ COCO = dict(
                  dict(id=2, image_id=1, category_id=90, iscrowd=1, area=9, segmentation=dict(
                      size=[16, 24], counts=[100, 84, 200])),
                  dict(id=3, image_id=2, category_id=90, iscrowd=0, area=9, segmentation=dict(
-                     size=[16, 24], counts='T3T2X6'))])
+                     size=[16, 24], counts='b1790000000000000^6'))])
 
 
 @fuzzed(9, tree=mutated(COCO), damage=st.booleans(), data_=st.data(), crowds=st.sampled_from(['ignore', 'class']), **ways)
@@ -614,7 +614,8 @@ def test_checkpoints_with_a_flipped_bit(run, name, seed, bit):
     with workplace() as data:
         content = bytearray((run[0]/name).read_bytes())
         content[seed % len(content)] ^= 1 << bit
-        state = read(lambda: load_all(copied(run[0], data, {name: bytes(content)}, False)), data, 'iter_000002')
+        folder = copied(run[0], data, {name: bytes(content)}, False)
+        state = read(lambda: load_all(folder), data, 'iter_000002')
         assert state is None or all(torch.equal(state[name], value) for name, value in run[1].items())
 
 
@@ -632,7 +633,8 @@ def test_checkpoints_that_say_something_else(run, data_, name):
     else: about['config'] |= data_.draw(st.dictionaries(st.sampled_from(sorted(about['config'])), value, max_size=2))
     with workplace() as data:
         changes = {'config.json': json.dumps(about | dict(fingerprint=_seal(about))).encode()}
-        read(lambda: load_all(copied(run[0], data, changes, False)), data, 'iter_000002', 60)
+        folder = copied(run[0], data, changes, False)
+        read(lambda: load_all(folder), data, None, 60)                   # an encoder's error names its setting
 
 
 OPTIONS = ['depth', 'patch_size', 'img_size', 'embed_dim', 'num_heads', 'mlp_ratio', 'frozen', 'class_token', 'global_pool',
