@@ -144,4 +144,5 @@ def read_shards(
     problems:list # receives a line for each unusable row
 )->Iterator[Batch]:
     "Batches of WebDataset shards"
-    yield from batch_rows(_shard_rows(paths, problems), paths[0].parent, problems)
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    yield from batch_rows(_shard_rows(paths, problems), where, problems)
