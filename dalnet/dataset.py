@@ -103,7 +103,7 @@ def _decode_at_most(image, long_side):
     return rgb.resize([max(1, round(pixels*long_side/max(rgb.size))) for pixels in rgb.size], Image.LANCZOS)
 
 def _read_kept(path):
-    "A decoded copy, or None if it is damaged"
+    "A decoded copy, or None if it is damaged, by its checksum"
     pixels = load_array(path)
     if pixels is not None: return Image.fromarray(pixels)
     print(f'{path}: the decoded copy is damaged; the image is decoded again', file=sys.stderr)
