@@ -105,7 +105,7 @@ class TarMember(NamedTuple):
         return load_image(self, read_member(self.archive, self.offset, self.size))
 
 # %% ../nbs/data/archives.ipynb #738a6761
-def _json_tags(value, where):
+def _json_tags(value, where='tags'):
     "Tags of a JSON value, or of an object with a column for them"
     if isinstance(value, dict): value = next((value[name] for name in TAG_COLUMNS if name in value), None)
     return tag_list(value, where)

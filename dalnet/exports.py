@@ -55,7 +55,7 @@ def _task_image(data, where):
         raise InputError(f'{where}: its data names no image; export a project of images')
     return local_name(image)
 
-def _choices(task, where):
+def _choices(task, where='task'):
     "Image-level choices of the annotations that count"
     choices = []
     for annotation in task.get('annotations', []):
@@ -84,7 +84,7 @@ def _label_name(label, names):
     'The name of a label: a name, a number that indexes `names`, or {"label": either of them}'
     if isinstance(label, dict): label = label['label']
     if type(label) is int and 0 <= label < len(names): return names[label]
-    return label
+    return str(label) if type(label) is int else label
 
 def _fiftyone_labels(data, path):
     "Rows of FiftyOne's labels.json"

@@ -73,7 +73,7 @@ def read_field(
     field:str # of the structure
 )->np.ndarray: # of numbers
     "Read one field of a structure in a MATLAB file"
-    regular_file(path, 'restore the file', 2**30)
+    regular_file(path, 'restore it', 2**30)
     try:
         data = memoryview(Path(path).read_bytes())
         if bytes(data[126:128]) != b'IM': raise ValueError('no MATLAB file of version 5 and little-endian numbers')
@@ -83,4 +83,4 @@ def read_field(
             if name == variable and cls == _STRUCTURE and math.prod(shape) == 1: return _numbers(_field(elements, field))
         raise ValueError(f'no structure {variable}')
     except (ValueError, IndexError, struct.error, zlib.error, OverflowError) as error:
-        raise InputError(f'{path}: {variable}.{field} cannot be read ({first_line(error)}); restore the file') from None
+        raise InputError(f'{path}: {variable}.{field} cannot be read ({first_line(error)}); restore it') from None

@@ -139,10 +139,10 @@ def _skip_row(path, sep, skipped, problems, row):
 def _csv_choices(text):
     "The tags in a cell of Label Studio's CSV: a single tag as text, several as JSON"
     try:
-        tags = tag_list(json.loads(text), 'tags') if text.startswith('{') else [text]
-        ''.join(tags).encode()                                           # Arrow cannot store half a surrogate pair
-        return tags
-    except (ValueError, RecursionError): return [text]
+        tags = json.loads(text)['choices'] if text.startswith('{') else [text]
+        ''.join(tags).encode()                                           # texts that Arrow can store
+        return tags if isinstance(tags, list) else [text]
+    except (ValueError, KeyError, TypeError, RecursionError): return [text]
 
 def _csv_batch(block, image, tags, split, rows):
     "One block of a CSV as a batch"

@@ -193,9 +193,11 @@ def _check_end(path):
 
 def _load_sbd(path, n_classes, size):
     "The (H,W) int64 mask in one of SBD's .mat files"
-    mask = read_field(path, 'GTcls', 'Segmentation')
+    try: mask = read_field(path, 'GTcls', 'Segmentation')
+    except InputError as error:
+        raise InputError(f"{error}; it is not one of SBD's class masks") from None
     if mask.dtype.kind not in 'iu':
-        raise InputError(f'{path}: its labels are {mask.dtype}, not whole numbers; restore the file')
+        raise InputError(f'{path}: its labels are {mask.dtype}, not whole numbers; restore it')
     return check_mask(torch.from_numpy(mask.astype(np.int64)), path, n_classes, size)
 
 # %% ../nbs/data/voc.ipynb #525b0bae
