@@ -1,4 +1,4 @@
-"""Absurd, damaged and hostile files by the hundred: a reader returns a sane value, or raises one line that names the file
+"""Absurd, damaged and hostile files by the hundred: a reader returns a sane value, or one line that names the file
 
 It opens nothing outside of the folder, writes nowhere but into the cache, runs nothing, and ends. The same cases every
 time; `DALNET_FUZZ=10000 pytest tests/test_fuzz.py` runs 10,000 of them instead of some hundreds.
@@ -24,7 +24,7 @@ from dalnet.dataset import read_regions
 from dalnet.encoder import read_weights
 from dalnet.grid import read_grid
 from dalnet.image_files import find_images
-from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, save_mask
+from dalnet.images import as_image, check_image, load_image, load_mask, save_mask
 from dalnet.tagged import TaggedImageDataset
 from dalnet.text import TextEmbeddings, encode_text
 from dalnet.voc import VOCDataset
@@ -141,8 +141,8 @@ WORDS = ['a.jpg', 'b.jpg', 'c.jpg', 'a', '', ' ', '.', '..', '../outside.jpg', '
          'cat', 'dog', 'cat;dog', ';', 'cat;cat', 'background', '"', "'", '"cat', 'two\nlines.jpg', '\r', '\t', ',',
          '{"choices": 3}', '{"choices": "cat"}', '{"choices": ["cat", 3]}', '{"choices": ["cat"]}', '{"choices"',
          '{"choices": null}', 'http://host/a.jpg', 's3://x/..', '/data/local-files/?d=../outside.jpg',
-         '/data/local-files/?d=/etc/hostname', '/data/upload/1/%2e%2e/outside.jpg', 'train', 'val', '\u2028', '\x1b[31m',
-         'ä', 'ﬁ', '\ufeff', '1', '-1', '1e999', 'nan', 'x'*300, 'null', 'true', '%00', '٣', '\x85', '*', 'a*.jpg', '[']
+         '/data/local-files/?d=/etc/hostname', '/data/upload/1/%2e%2e/outside.jpg', 'train', 'val', '\u2028',
+         '\x1b[31m', 'ä', 'ﬁ', '\ufeff', '1', '-1', '1e999', 'nan', 'x'*300, 'null', 'true', '%00', '٣', '\x85', '*', 'a*.jpg', '[']
 word = st.sampled_from(WORDS) | st.text(max_size=8)
 plain = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(
     [0, 1, 2**31, 2**63, 2**64, -2**63, 10**400, .5, -.5, 1e308, float('nan'), float('inf'), '\ud800', 'a\udfff.jpg'])
@@ -188,7 +188,8 @@ def damaged(draw, data, most=3):
         change = draw(st.sampled_from(['set', 'set', 'flip', 'flip', 'fill', 'cut', 'remove', 'repeat', 'insert']))
         if change == 'set': data[at:at + n] = draw(st.binary(min_size=n, max_size=n))
         elif change == 'flip' and data: data[at] ^= 1 << draw(st.integers(0, 7))
-        elif change == 'fill': data[at:at + n] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))])*len(data[at:at + n])
+        elif change == 'fill':
+            data[at:at + n] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))])*len(data[at:at + n])
         elif change == 'cut': del data[at:]
         elif change == 'remove': del data[at:at + n]
         elif change == 'repeat': data[at:at] = data[at:at + n]
@@ -231,8 +232,8 @@ def open_tags(path, skip_bad, allow):
     return dataset
 
 
-header = st.sampled_from([['image', 'tags'], ['image', 'tags', 'split'], ['file_name', 'label'], ['x', 'Image ', 'Tags'],
-                          ['image', 'tags', 'tags'], ['"image"', 'tags'], ['image']]) | st.lists(word, max_size=4)
+header = st.sampled_from([['image', 'tags'], ['image', 'tags', 'split'], ['file_name', 'label'],
+                          ['x', 'Image ', 'Tags'], ['image', 'tags', 'tags'], ['"image"', 'tags'], ['image']]) | st.lists(word, max_size=4)
 rows = st.lists(st.lists(word, min_size=1, max_size=4), max_size=5) | st.lists(
     st.tuples(st.sampled_from(['a.jpg', 'b.jpg', 'c.jpg']), word).map(list), min_size=1, max_size=3)
 ways = dict(skip_bad=st.booleans(), allow=st.booleans())
@@ -249,7 +250,8 @@ def expected(header, rows):
     cells = [cell for row in [header, *rows] for cell in row]
     if header != ['image', 'tags'] or any(sign in cell for cell in cells for sign in '{/\\\0\r'): return None
     if any(len(row) != 2 or not row[0].strip() for row in rows): return None
-    return {os.path.splitext(image.strip(' '))[0]: {tag.strip() for tag in tags.split(';')} - {''} for image, tags in rows}
+    return {os.path.splitext(image.strip(' '))[0]: {tag.strip() for tag in tags.split(';')} - {''}
+            for image, tags in rows}
 
 
 @fuzzed(14, header=header, rows=rows, kind=st.sampled_from(['csv', 'tsv']), end=st.sampled_from(['\n', '\r\n', '\r']),
@@ -286,8 +288,10 @@ def _column(kind, words):
 kinds = st.sampled_from([pa.string(), pa.large_string(), pa.binary(), pa.list_(pa.string()), pa.large_list(pa.string()),
                          pa.list_(pa.binary()), pa.list_(pa.list_(pa.string())), pa.list_(pa.string(), 1), pa.int64(),
                          pa.float32(), pa.bool_(), pa.date32(), pa.null(), pa.string_view(), pa.list_(pa.int8()),
-                         pa.dictionary(pa.int32(), pa.string()), pa.struct({'a': pa.string()}), pa.map_('string', 'int8')])
-cells = st.lists(scalar | st.binary(max_size=3) | st.lists(word | st.binary(max_size=2), max_size=2), min_size=3, max_size=3)
+                         pa.dictionary(pa.int32(), pa.string()), pa.struct({'a': pa.string()}),
+                         pa.map_('string', 'int8')])
+cells = st.lists(scalar | st.binary(max_size=3) | st.lists(word | st.binary(max_size=2), max_size=2),
+                 min_size=3, max_size=3)
 
 
 @fuzzed(8, images=st.sampled_from([pa.string()]*4 + [pa.large_string()]) | kinds, tags=kinds, split=kinds, cells=cells,
@@ -308,7 +312,8 @@ STUDIO = [dict(id=1, data=dict(image='/data/upload/1/ab-a.jpg'), annotations=[di
     dict(type='choices', value=dict(choices=['cat', 'dog']))])]), dict(image='b.jpg', choice='dog', id=2)]
 FIFTYONE = dict(classes=['cat', 'dog'], labels=dict(a=0, b=[1, 'cat'], c=dict(label='dog')))
 SAMPLES = dict(samples=[dict(filepath='a.jpg', ground_truth=dict(_cls='Classification', label='cat')),
-                        dict(filepath='b.jpg', other=dict(_cls='Classifications', classifications=[dict(label='dog')]))])
+                        dict(filepath='b.jpg', other=dict(
+                            _cls='Classifications', classifications=[dict(label='dog')]))])
 CVAT = b'''<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
 <image id="0" name="a.jpg" subset="train" width="24" height="16"><tag label="cat" source="manual"></tag></image>
 <image id="1" name="b.jpg"><tag label="dog"/><box label="x"/></image></annotations>'''
@@ -442,7 +447,8 @@ COCO = dict(
                      size=[16, 24], counts='b1790000000000000^6'))])
 
 
-@fuzzed(9, tree=mutated(COCO), damage=st.booleans(), data_=st.data(), crowds=st.sampled_from(['ignore', 'class']), **ways)
+@fuzzed(9, tree=mutated(COCO), damage=st.booleans(), data_=st.data(), crowds=st.sampled_from(['ignore', 'class']),
+        **ways)
 def test_coco(tree, damage, data_, crowds, skip_bad, allow):
     with workplace() as data:
         for folder in ('annotations', 'val2017'): (data/folder).mkdir()
@@ -458,8 +464,8 @@ def test_coco(tree, damage, data_, crowds, skip_bad, allow):
         for _ in range(2): read(use, data, 'val2017')                    # the second time from the cache
 
 
-@fuzzed(1, lines=st.lists(st.sampled_from(['1 0', '1 0 1', '000000000001 0', '1 2', 'x', '1 ٣', '1 -1', '1 99999', '', '1'])
-                          | word, max_size=4))
+@fuzzed(1, lines=st.lists(word | st.sampled_from(
+    ['1 0', '1 0 1', '000000000001 0', '1 2', 'x', '1 ٣', '1 -1', '1 99999', '', '1']), max_size=4))
 def test_coco_tag_lists(lines):
     with workplace() as data:
         (data/'annotations').mkdir()
@@ -484,8 +490,8 @@ VOC_FILES = {'Annotations/a.xml': VOC, 'classes.txt': b'cat\ndog\n', 'ImageSets/
         tags=st.sampled_from(['xml', 'lists', 'onehot']), **ways)
 def test_voc(changed, lines, data_, tags, skip_bad, allow):
     with workplace() as data:
-        files = VOC_FILES | {'Annotations/b.xml': VOC, 'ImageSets/Main/dog_train.txt': b'a 1\nb 1\n', 'JPEGImages/a.jpg': JPEG,
-                             'JPEGImages/b.jpg': JPEG, 'SBD/img/c.jpg': JPEG}
+        files = VOC_FILES | {'Annotations/b.xml': VOC, 'ImageSets/Main/dog_train.txt': b'a 1\nb 1\n',
+                             'JPEGImages/a.jpg': JPEG, 'JPEGImages/b.jpg': JPEG, 'SBD/img/c.jpg': JPEG}
         files[changed] = data_.draw(damaged(files[changed]))
         if lines is not None and changed.endswith('txt'): files[changed] = '\n'.join(rooted(lines, data)).encode()
         for name, content in files.items():
@@ -493,7 +499,8 @@ def test_voc(changed, lines, data_, tags, skip_bad, allow):
             (data/name).write_bytes(content)
         source = data/'onehot.npy' if tags == 'onehot' else tags
         def use():
-            dataset = VOCDataset(data, 'train', source, masks=True, skip_bad=skip_bad, allow_untagged=allow, sbd=data/'SBD')
+            dataset = VOCDataset(data, 'train', source, masks=True, skip_bad=skip_bad, allow_untagged=allow,
+                                 sbd=data/'SBD')
             check_dataset(dataset)
             return [item['mask'] for item in dataset]
         masks = read(use, data)
@@ -509,13 +516,15 @@ def load_mask_of(file): return torch.from_numpy(np.array(Image.open(io.BytesIO(f
 
 SETTINGS = asdict(PRESETS['demo']) | dict(preset='demo', prompts=dict(cat='tabby'))
 toml_value = st.recursive(
-    st.sampled_from(['1', '-1', '0', '1.5', 'nan', 'inf', '1979-05-27', '07:32:00', 'true', '""', "'x'", '"""\nx"""', '"\\u0000"',
-                     '"\\ud800"', '9'*30, '9'*5000, '0x10', '1e400', '1_000', '"a\\nb"', '[1, "a"]', '{a = 1}', '[[]]', '{}'])
+    st.sampled_from(['1', '-1', '0', '1.5', 'nan', 'inf', '1979-05-27', '07:32:00', 'true', '""', "'x'", '"""\nx"""',
+                     '"\\u0000"', '"\\ud800"', '9'*30, '9'*5000, '0x10', '1e400', '1_000', '"a\\nb"',
+                     '[1, "a"]', '{a = 1}', '[[]]', '{}'])
     | st.integers(-2, 2**64).map(str) | st.floats(width=16).map(str), lambda inner: st.lists(inner, max_size=3).map(
         lambda items: f'[{", ".join(items)}]') | st.lists(inner, max_size=2).map(
         lambda items: f'{{{", ".join(f"k{i} = {item}" for i, item in enumerate(items))}}}'), max_leaves=4)
 toml_line = st.tuples(st.sampled_from([*SETTINGS]*3 + ['bacth_size', 'a.b', '"x y"', '[t]\nx', '[[prompts]]\nx']),
-                      toml_value).map(' = '.join) | st.sampled_from(['[', '[[x]]', 'x', '# ä', '\ufeff', 'a = "', '\r', '\0', '.'*2000])
+                      toml_value).map(' = '.join) | st.sampled_from([
+                          '[', '[[x]]', 'x', '# ä', '\ufeff', 'a = "', '\r', '\0', '.'*2000])
 
 
 def settings_of(path):
@@ -535,7 +544,8 @@ def test_settings(lines, damage, data_):
 
 
 GRID = '''title = "Table 1"\nminutes = 1.5\n[health]\nsource = "x"\n100 = 20.5\n[[table]]\nid = "t"\ntitle = "T"
-measures = ["cam"]\nsettings = {preset = "demo"}\n[[table.row]]\nname = "one"\n[[table.row]]\nname = "two"\nsettings = {lr = 1e-4}
+measures = ["cam"]\nsettings = {preset = "demo"}\n[[table.row]]\nname = "one"\n[[table.row]]\nname = "two"
+settings = {lr = 1e-4}
 against = "one"\n'''
 
 
@@ -563,8 +573,8 @@ def saved(**arrays):
     return file.getvalue()
 
 
-@fuzzed(5, name=st.sampled_from(sorted(TEXT)), array=arrays, words=st.none() | st.lists(word, max_size=2), damage=st.booleans(),
-        data_=st.data())
+@fuzzed(5, name=st.sampled_from(sorted(TEXT)), array=arrays, words=st.none() | st.lists(word, max_size=2),
+        damage=st.booleans(), data_=st.data())
 def test_text_files(name, array, words, damage, data_):
     kind, shape, fill = array
     with np.errstate(all='ignore'):
@@ -582,7 +592,8 @@ def test_text_files(name, array, words, damage, data_):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "A small checkpoint with moments"
-    config = replace(PRESETS['demo'], data='x', seg_start=1, seg_width=8, encoder_options=dict(depth=1, patch_size=16, img_size=32))
+    config = replace(PRESETS['demo'], data='x', seg_start=1, seg_width=8,
+                     encoder_options=dict(depth=1, patch_size=16, img_size=32))
     text = build_text(config, ('cat', 'dog'))
     model = build_model(config, text)
     return Checkpoint.save(tmp_path_factory.mktemp('run')/'iter_000002', model, config, text, 2,
@@ -609,7 +620,8 @@ def load_all(folder):
     return found.state_dict()
 
 
-@fuzzed(4, name=st.sampled_from(['config.json', 'model.safetensors']), seed=st.integers(0, 2**20), bit=st.integers(0, 7))
+@fuzzed(4, name=st.sampled_from(['config.json', 'model.safetensors']), seed=st.integers(0, 2**20),
+        bit=st.integers(0, 7))
 def test_checkpoints_with_a_flipped_bit(run, name, seed, bit):
     with workplace() as data:
         content = bytearray((run[0]/name).read_bytes())
@@ -619,7 +631,8 @@ def test_checkpoints_with_a_flipped_bit(run, name, seed, bit):
         assert state is None or all(torch.equal(state[name], value) for name, value in run[1].items())
 
 
-ABOUT = ['config', 'iteration', 'names', 'prompts', 'text_source', 'state', 'encoder', 'encoder_options', 'width', 'method']
+ABOUT = ['config', 'iteration', 'names', 'prompts', 'text_source', 'state', 'encoder', 'encoder_options', 'width',
+         'method']
 
 
 @fuzzed(5, data_=st.data(), name=st.sampled_from(ABOUT))
@@ -637,10 +650,11 @@ def test_checkpoints_that_say_something_else(run, data_, name):
         read(lambda: load_all(folder), data, None, 60)                   # an encoder's error names its setting
 
 
-OPTIONS = ['depth', 'patch_size', 'img_size', 'embed_dim', 'num_heads', 'mlp_ratio', 'frozen', 'class_token', 'global_pool',
-           'checkpoint_path', 'pretrained_cfg', 'qkv_bias', 'inter', 'dim', 'heads']
-NAMES = ['vit_tiny_patch16_224', 'resnet18', 'hybrid:resnet18', 'hybrid:x', 'hf-hub:a/b', 'local-dir:ROOT', '../x', 'test_vit2',
-         'deit_tiny_patch16_224', 'eva02_tiny_patch14_224', 'test_efficientnet', 'hybrid:vit_tiny_patch16_224', 'hybrid:', '.']
+OPTIONS = ['depth', 'patch_size', 'img_size', 'embed_dim', 'num_heads', 'mlp_ratio', 'frozen', 'class_token',
+           'global_pool', 'checkpoint_path', 'pretrained_cfg', 'qkv_bias', 'inter', 'dim', 'heads']
+NAMES = ['vit_tiny_patch16_224', 'resnet18', 'hybrid:resnet18', 'hybrid:x', 'hf-hub:a/b', 'local-dir:ROOT', '../x',
+         'test_vit2', 'deit_tiny_patch16_224', 'eva02_tiny_patch14_224', 'test_efficientnet',
+         'hybrid:vit_tiny_patch16_224', 'hybrid:', '.']
 
 
 def spoilt(content, draw):
@@ -680,7 +694,8 @@ def test_weight_files(content, ending):
 
 # the cache
 
-@fuzzed(6, seed=st.integers(0, 2**20), bit=st.integers(0, 7), cut=st.integers(0, 4), kind=st.sampled_from(['tags', 'coco']))
+@fuzzed(6, seed=st.integers(0, 2**20), bit=st.integers(0, 7), cut=st.integers(0, 4),
+        kind=st.sampled_from(['tags', 'coco']))
 def test_a_damaged_cache_changes_nothing(seed, bit, cut, kind):
     with workplace() as data:
         (data/'tags.csv').write_text('image,tags\na.jpg,cat\nb.jpg,dog\n')
@@ -688,7 +703,8 @@ def test_a_damaged_cache_changes_nothing(seed, bit, cut, kind):
         for name in 'ab': (data/f'coco/val2017/{name}.jpg').write_bytes(JPEG)
         (data/'coco/annotations/instances_val2017.json').write_text(json.dumps(COCO))
         def use():
-            dataset = open_dataset(data/'coco', 'val', masks=True) if kind == 'coco' else TaggedImageDataset(data/'tags.csv')
+            if kind == 'coco': dataset = open_dataset(data/'coco', 'val', masks=True)
+            else: dataset = TaggedImageDataset(data/'tags.csv')
             if kind == 'tags': dataset.keep_decoded(data.parent/'cache/decoded')
             items = [dataset[i] for i in range(2)]
             return [np.asarray(item[key]) for item in items for key in sorted({'image', 'tags', 'mask'} & set(item))]

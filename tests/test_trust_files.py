@@ -451,7 +451,8 @@ def test_problems_are_summed_up(tmp_path, capsys):
 # files that are none: reading a pipe waits for ever
 
 READERS = dict(
-    config=lambda path: read_config(path), grid=lambda path: read_grid(path), sbd=lambda path: _load_sbd(path, 2, (8, 8)),
+    config=lambda path: read_config(path), grid=lambda path: read_grid(path),
+    sbd=lambda path: _load_sbd(path, 2, (8, 8)),
     mask=lambda path: load_mask(path, 2), regions=lambda path: read_regions(path.parent, path.stem, (8, 8)),
     weights=lambda path: read_weights(path), text=lambda path: TextEmbeddings.load(path), lines=read_lines,
     checkpoint=lambda path: Checkpoint.load(path))

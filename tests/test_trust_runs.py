@@ -351,7 +351,8 @@ sys.exit(dalnet_train(['--data', sys.argv[2], '--preset', 'demo', '--out', sys.a
 """
 
 
-@pytest.mark.parametrize('module', ['dalnet.options', 'tomlkit', 'fastcore.docments', 'torch', 'numpy', 'dalnet.training'])
+@pytest.mark.parametrize('module', [
+    'dalnet.options', 'tomlkit', 'fastcore.docments', 'torch', 'numpy', 'dalnet.training'])
 def test_an_interrupt_during_the_imports_is_one_line(module, tmp_path):
     done = subprocess.run([sys.executable, '-c', PRESS, module, tmp_path], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (130, '', 'interrupted\n')
