@@ -142,7 +142,8 @@ WORDS = ['a.jpg', 'b.jpg', 'c.jpg', 'a', '', ' ', '.', '..', '../outside.jpg', '
          '{"choices": 3}', '{"choices": "cat"}', '{"choices": ["cat", 3]}', '{"choices": ["cat"]}', '{"choices"',
          '{"choices": null}', 'http://host/a.jpg', 's3://x/..', '/data/local-files/?d=../outside.jpg',
          '/data/local-files/?d=/etc/hostname', '/data/upload/1/%2e%2e/outside.jpg', 'train', 'val', '\u2028',
-         '\x1b[31m', 'ä', 'ﬁ', '\ufeff', '1', '-1', '1e999', 'nan', 'x'*300, 'null', 'true', '%00', '٣', '\x85', '*', 'a*.jpg', '[']
+         '\x1b[31m', 'ä', 'ﬁ', '\ufeff', '1', '-1', '1e999', 'nan', 'x'*300, 'null', 'true', '%00', '٣', '\x85',
+         '*', 'a*.jpg', '[']
 word = st.sampled_from(WORDS) | st.text(max_size=8)
 plain = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(
     [0, 1, 2**31, 2**63, 2**64, -2**63, 10**400, .5, -.5, 1e308, float('nan'), float('inf'), '\ud800', 'a\udfff.jpg'])
@@ -233,7 +234,8 @@ def open_tags(path, skip_bad, allow):
 
 
 header = st.sampled_from([['image', 'tags'], ['image', 'tags', 'split'], ['file_name', 'label'],
-                          ['x', 'Image ', 'Tags'], ['image', 'tags', 'tags'], ['"image"', 'tags'], ['image']]) | st.lists(word, max_size=4)
+                          ['x', 'Image ', 'Tags'], ['image', 'tags', 'tags'], ['"image"', 'tags'],
+                          ['image']]) | st.lists(word, max_size=4)
 rows = st.lists(st.lists(word, min_size=1, max_size=4), max_size=5) | st.lists(
     st.tuples(st.sampled_from(['a.jpg', 'b.jpg', 'c.jpg']), word).map(list), min_size=1, max_size=3)
 ways = dict(skip_bad=st.booleans(), allow=st.booleans())
