@@ -32,12 +32,12 @@ from dalnet.voc_tags import read_onehot
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis makes the cases; pip install -e ".[dev]"')
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st  # noqa: E402, it may be missing
 
-CASES = int(os.environ.get('DALNET_FUZZ', 700))
+CASES = int(os.environ.get('DALNET_FUZZ', 900))
 
 
 def fuzzed(share, **cases):
-    "Run a test on its share, in per cent, of the cases"
-    quiet = settings(max_examples=max(1, CASES*share//100), derandomize=True, database=None, deadline=None,
+    "Run a test on its share of the cases; all shares add up to 131"
+    quiet = settings(max_examples=max(1, CASES*share//131), derandomize=True, database=None, deadline=None,
                      suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
                      phases=[Phase.explicit, Phase.generate, Phase.shrink])
     return lambda test: quiet(given(**cases)(test))
