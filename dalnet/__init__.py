@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 __all__ = ['FIRST_NAMES']
 
 # %% ../nbs/appendix/package.ipynb #82874da2
+import os, signal, sys
 from importlib import import_module
 
 FIRST_NAMES = dict(
@@ -26,3 +27,22 @@ def __getattr__(name):
     return getattr(import_module(f'{__name__}.{FIRST_NAMES[name]}'), name)
 
 def __dir__(): return sorted([*globals(), *FIRST_NAMES])
+
+# %% ../nbs/appendix/package.ipynb #c0de71c2
+def _stop_loading(number, frame):
+    "End a command that is interrupted during an import; anywhere else raise a `KeyboardInterrupt`"
+    while frame:
+        if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
+            os.write(2, b'interrupted\n')
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+def _is_command():
+    "Whether this process is one of the commands, and not a worker of one"
+    name, workers = os.path.basename((getattr(sys, 'argv', None) or [''])[0]), sys.modules.get('multiprocessing')
+    if workers and workers.parent_process(): return False
+    return name.startswith('dalnet_') and not name.endswith('.py')
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop_loading)

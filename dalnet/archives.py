@@ -105,10 +105,10 @@ class TarMember(NamedTuple):
         return load_image(self, read_member(self.archive, self.offset, self.size))
 
 # %% ../nbs/data/archives.ipynb #738a6761
-def _json_tags(value):
+def _json_tags(value, where='tags'):
     "Tags of a JSON value, or of an object with a column for them"
     if isinstance(value, dict): value = next((value[name] for name in TAG_COLUMNS if name in value), None)
-    return tag_list(value, 'tags')
+    return tag_list(value, where)
 
 def _sidecar(path, name, files):
     "Tags in the file that accompanies an image of a shard: for x.v2.jpg x.v2.json, or else x.json"
@@ -119,9 +119,10 @@ def _sidecar(path, name, files):
     TarMember(path, f'{name}, its {ending}', *files[ending]).check()
     data = read_member(path, *files[ending])
     try:
-        if ending.endswith('json'): return _json_tags(json.loads(data))
+        if ending.endswith('json'): return _json_tags(json.loads(data), f'{path}, {name}')
         if ending.endswith('txt'): return data.decode().strip().split(';')
         return data.decode().replace(',', ' ').split()
+    except InputError: raise
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}, {name}: its {ending} is not readable ({first_line(error)}); fix it') from None
 
@@ -143,4 +144,5 @@ def read_shards(
     problems:list # receives a line for each unusable row
 )->Iterator[Batch]:
     "Batches of WebDataset shards"
-    yield from batch_rows(_shard_rows(paths, problems), paths[0].parent, problems)
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    yield from batch_rows(_shard_rows(paths, problems), where, problems)

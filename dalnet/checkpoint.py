@@ -152,7 +152,7 @@ def _read_tensors(folder, about, name):
 
 # %% ../nbs/train/checkpoint.ipynb #c784985c
 def _fit(folder, state, own, encoder):
-    "Raise an `InputError` if names or shapes of tensors differ from the model's, or a number is not finite"
+    "Raise an `InputError` if names, shapes or types of tensors differ from the model's, or a number is not finite"
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if wrong:
@@ -161,6 +161,9 @@ def _fit(folder, state, own, encoder):
         raise InputError(f'{folder}: weights of another architecture ({name}: {saved} against {built} in {encoder}); '
                          'its config.json and weights do not belong together')
     for name, value in state.items():
+        if value.dtype != own[name].dtype:
+            raise InputError(f'{folder}: the weights {name} are {value.dtype}, not {own[name].dtype}; '
+                             'use another checkpoint')
         if not torch.isfinite(value).all():
             raise InputError(f'{folder}: the weights {name} hold NaN or infinity; use an earlier checkpoint')
 
@@ -176,7 +179,7 @@ def load(cls:Checkpoint,
     config, state = about['config'], _read_tensors(folder, about, 'model.safetensors')
     words = about['names'], about['prompts']
     try: text = TextEmbeddings(*words, state['text_fg'], state['text_bg'], about['text_source'])
-    except (KeyError, InputError) as error: raise _not_ours(folder, error) from None
+    except (KeyError, InputError, RuntimeError, TypeError) as error: raise _not_ours(folder, error) from None
     try:
         with torch.device('meta'): sizes = build_model(config, text, pretrained=False).state_dict()  # takes no memory
     except RuntimeError as error: raise _not_ours(folder, error) from None

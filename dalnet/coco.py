@@ -6,7 +6,7 @@
 __all__ = ['COCO_CLASSES', 'COCO_SIZES', 'find_coco', 'COCODataset', 'coco_report']
 
 # %% ../nbs/data/coco.ipynb #d94d8fd7
-import os, re
+import os, re, sys
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -81,7 +81,7 @@ class COCODataset(ImageDataset):
         show=lambda steps, total: steps, # wraps the rendering, e.g. `progress`
         crowds:str='ignore' # in the masks, crowds are 255 ("ignore") or their class ("class"); tags have them anyway
     ):
-        self.root, self.transform, self.masks = Path(root), transform or EvalTransform(), masks
+        self.root, self.transform, self.masks, self.crowds = Path(root), transform or EvalTransform(), masks, crowds
         self.split = find_coco(self.root, split)
         self.annotations = self.root/f'annotations/instances_{self.split}.json'
         index = read_index(self.annotations)
@@ -143,9 +143,16 @@ def image_path(self:COCODataset, i): return self._picture(str(self.files[i]))
 
 @patch
 def load_mask(self:COCODataset, i, size):
-    path = self.mask_folder/f'{self.ids[i]}.png'
-    if path.is_file() or self.tags[i].any(): return load_png_mask(path, len(self.classes), size)
-    return torch.zeros(tuple(size), dtype=torch.int64)  # an image without objects
+    path, n = self.mask_folder/f'{self.ids[i]}.png', len(self.classes)
+    if not path.is_file() and not self.tags[i].any():
+        return torch.zeros(tuple(size), dtype=torch.int64)  # an image without objects
+    try: return load_png_mask(path, n, size)
+    except InputError as error:
+        if not path.is_file(): raise
+        print(f'{error}; the mask is rendered again', file=sys.stderr)
+    for damaged in (path, self.mask_folder/'.complete'): damaged.unlink(missing_ok=True)
+    render_masks(self.annotations, 1, crowds=self.crowds)
+    return load_png_mask(path, n, size)
 
 # %% ../nbs/data/coco.ipynb #5bb8608c
 def _report_split(root, path, crowds):

@@ -6,7 +6,7 @@
 __all__ = ['CROWDS', 'load_annotations', 'coco_cache', 'read_index', 'render_mask', 'mask_cache', 'render_masks']
 
 # %% ../nbs/data/coco_annotations.ipynb #d82c66e0
-import contextlib, hashlib, io, json, math, os
+import contextlib, hashlib, io, json, math, os, sys, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -33,7 +33,7 @@ def _check_images(path, images):
         if type(number) is not int or not 0 <= number < 2**63:
             raise InputError(f'{path}: image id must be a whole number; got {number!r}')
         whole = all(type(side) is int and side >= 1 for side in sides)
-        if not isinstance(name, str) or not whole or sides[0]*sides[1] > 2*10**8:
+        if not isinstance(name, str) or '\0' in name or not whole or sides[0]*sides[1] > 2*10**8:
             raise InputError(f'{path}: image {number} needs a name, and a height and width in whole pixels')
         if '..' in Path(name).parts or os.path.isabs(name):
             raise InputError(f'{path}: image {number}: "{name}" leads out of the dataset\'s folder; '
@@ -52,7 +52,7 @@ def _number(annotation, key, path, known=None):
     "Turn a number that may be given as text into one; raise an `InputError` if it is none, or not a known one"
     value = annotation.get(key)
     try: number = float(value or 0)
-    except (TypeError, ValueError): number = math.nan
+    except (TypeError, ValueError, OverflowError): number = math.nan
     if not math.isfinite(number) or known and number not in known:
         raise InputError(f'{path}: annotation {annotation["id"]} has {key} {json.dumps(value)[:60]}; give a number'
                          + (f' ({" or ".join(map(str, known))})' if known else ''))
@@ -80,7 +80,9 @@ def load_annotations(
     regular_file(path, 'give the folder that holds annotations/', 2**32)
     try:
         with contextlib.redirect_stdout(io.StringIO()): coco = reader.COCO(str(path))
-        check_classes([coco.cats[number]['name'] for number in sorted(coco.cats)], path)
+        names = [coco.cats[number]['name'] for number in sorted(coco.cats)]
+        if not all(isinstance(name, str) for name in names): raise TypeError('the name of a category is not text')
+        check_classes(names, path)
         if not coco.imgs:
             raise InputError(f'{path}: no images in it; download it again')
         _check_numbers(path, coco.dataset['images'], 'image')
@@ -120,20 +122,28 @@ def _index_arrays(coco):
         size=np.array([(image['height'], image['width']) for image in images]))
 
 # %% ../nbs/data/coco_annotations.ipynb #ce27c6a6
+_INDEX = ('id', 'name', 'tags', 'classes', 'size')
+
 def read_index(
     path:str|Path # instances_*.json
 )->dict[str,np.ndarray]: # id, name (N,), size (N,2), tags (N,C) uint8, classes (C,)
     "Names, sizes and tags of all images of an annotation file; cached after the first read"
     file = coco_cache(Path(path))/'index.npz'
-    if not file.is_file():
-        arrays = _index_arrays(load_annotations(path))
-        write_whole(file, lambda part: np.savez_compressed(part, **arrays))
-    with np.load(file, allow_pickle=False) as arrays: return {name: arrays[name] for name in arrays.files}
+    if file.is_file():
+        try:
+            with np.load(file, allow_pickle=False) as arrays: return {name: arrays[name] for name in _INDEX}
+        except Exception:                                                # numpy and zipfile raise many kinds
+            print(f'{file}: the index of {path} is damaged; it is built again', file=sys.stderr)
+    arrays = _index_arrays(load_annotations(path))
+    write_whole(file, lambda part: np.savez_compressed(part, **arrays))
+    return arrays
 
 # %% ../nbs/data/coco_annotations.ipynb #5b6d8fa2
 def _covered(counts):
     "How many pixels run lengths cover: a list, or COCO's string of differences to the last but one in six-bit chunks"
-    if isinstance(counts, list): return sum(counts)
+    if isinstance(counts, list):
+        if not all(type(run) is int and run >= 0 for run in counts): raise ValueError('a run length is no whole number')
+        return sum(counts)
     runs, value, shift = [], 0, 0
     for byte in counts.encode() if isinstance(counts, str) else counts:
         piece = byte - 48
@@ -231,6 +241,12 @@ def _render_parallel(folder, jobs, processes, show):
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/data/coco_annotations.ipynb #316f91ff
+def _read_bad(path):
+    "The lines of a finished rendering; None if it is not finished, or its record is damaged or of an older version"
+    try: check, text = path.read_text().split(' ', 1)
+    except (OSError, ValueError): return None
+    return json.loads(text) if check == f'{zlib.crc32(text.encode()):08x}' else None
+
 def render_masks(
     annotations:str|Path, # instances_*.json
     processes:int|None=None, # number of processes; None = one per core
@@ -240,10 +256,11 @@ def render_masks(
     "Render the masks of all images with objects, skipping those that exist"
     folder = mask_cache(annotations, crowds)
     complete = folder/'.complete'
-    if complete.is_file(): return folder, json.loads(complete.read_text())
+    if (bad := _read_bad(complete)) is not None: return folder, bad
     jobs, processes = _render_jobs(folder, annotations, crowds), processes or os.cpu_count()
     if processes == 1 or len(jobs) < 200: results = list(show(map(_render_to, jobs), len(jobs)))
     else: results = _render_parallel(folder, jobs, processes, show)
     bad = dict(result for result in results if result)
-    write_whole(complete, lambda part: part.write_text(json.dumps(bad)))
+    text = json.dumps(bad)
+    write_whole(complete, lambda part: part.write_text(f'{zlib.crc32(text.encode()):08x} {text}'))
     return folder, bad

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 import tomlkit
-from .core import InputError, first_line, write_whole
+from .core import InputError, first_line, regular_file, write_whole
 from .settings import TrainConfig, setting_docs
 from .values import shown
 
@@ -209,15 +209,10 @@ _LARGEST = 2**20  # bytes of a settings file
 def _read_small(path):
     "The bytes of a file, if it may hold settings"
     advice = 'give a TOML file of settings'
-    try:
-        with open(path, 'rb') as file: data = file.read(_LARGEST + 1)
-    except FileNotFoundError:
-        raise InputError(f'{str(path)[:200]}: file not found; {advice}') from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or first_line(error)
-        raise InputError(f'{str(path)[:200]}: cannot be read ({reason}); {advice}') from None
-    if len(data) > _LARGEST:
-        raise InputError(f'{path}: larger than {_LARGEST:,} bytes; {advice}')
+    regular_file(path, advice, _LARGEST)                                 # reading a pipe might never end
+    try: data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); {advice}') from None
     if any(line.count(b'.') > 1000 for line in data.splitlines()):
         raise InputError(f'{path}: a line has more than 1,000 dots; {advice}')
     return data

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_CLASSES', 'IGNORE', 'one_line', 'InputError', 'first_line', 'check_choice', 'cannot_list', 'write_whole',
-           'own_parts', 'result_path', 'out_folder', 'regular_file', 'cache_folder', 'ignore_label', 'mask_type',
-           'palette', 'colour_labels', 'at_least_float32', 'nan_as_null']
+           'own_parts', 'save_array', 'load_array', 'result_path', 'out_folder', 'regular_file', 'cache_folder',
+           'ignore_label', 'mask_type', 'palette', 'colour_labels', 'at_least_float32', 'nan_as_null']
 
 # %% ../nbs/appendix/core.ipynb #a268fb4c
-import math, os, re, stat
+import io, math, os, re, stat, zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +80,31 @@ def own_parts(
     "The temporary files and folders that a killed process has left; other names with `.part-` are the user's"
     for path in Path(folder).glob(f'{below}.part-*'):
         if (found := re.match(r'\.part-(\d+)-.', path.name)): yield path, int(found[1])
+
+# %% ../nbs/appendix/core.ipynb #c0de71a2
+def save_array(
+    path:str|Path, # .npy to write
+    array:'np.ndarray' # of numbers
+):
+    "Write an array and a checksum, completely or not at all"
+    import numpy as np
+    def save(part):
+        file = io.BytesIO()
+        np.save(file, array)
+        part.write_bytes(file.getvalue() + zlib.crc32(file.getbuffer()).to_bytes(4, 'little'))
+    write_whole(path, save)
+
+def load_array(
+    path:str|Path # written by `save_array`
+)->'np.ndarray|None': # None if it is damaged
+    "Read an array, and compare its checksum"
+    import numpy as np
+    data = memoryview(Path(path).read_bytes())
+    file = io.BytesIO(data)
+    try: array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception: return None                                        # numpy raises many kinds
+    check = bytes(data[file.tell():])
+    return array if check in (b'', zlib.crc32(data[:-4]).to_bytes(4, 'little')) else None
 
 # %% ../nbs/appendix/core.ipynb #ef4951d2
 def result_path(

@@ -16,8 +16,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from scipy import sparse
-from .core import MOST_CLASSES, InputError, first_line, regular_file, write_whole
-from .images import decode, open_image, upright_size
+from .core import MOST_CLASSES, InputError, first_line, load_array, regular_file, save_array
+from .images import _DECODE_ERRORS, _check_pixels, decode, open_image, upright_size
 from .transforms import EvalTransform
 
 # %% ../nbs/data/dataset.ipynb #4160f8cf
@@ -52,11 +52,14 @@ def read_regions(
 )->torch.Tensor: # (H',W') int64 numbers of regions, from 1; -1 = in none
     "Read the regions of an image"
     path = Path(folder)/f'{name}.png'
-    try: numbers = np.array(Image.open(path, formats=['PNG'])).astype(np.int64)
-    except FileNotFoundError:
-        raise InputError(f'{path}: file not found; setting region_folder needs a PNG for each image') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    regular_file(path, 'setting region_folder needs a PNG for each image', 2**31)
+    try:
+        with Image.open(path, formats=['PNG']) as image:
+            _check_pixels(image)
+            numbers = np.array(image).astype(np.int64)
+    except _DECODE_ERRORS as error:
         raise InputError(f'{path}: the regions cannot be decoded ({first_line(error)}); make them again') from None
+    if numbers.ndim == 3 and numbers.shape[2] < 3: numbers = numbers[..., 0]                 # grey with transparency
     if numbers.ndim == 3: numbers = numbers[..., :3]@[1, 256, 65536]
     (h, w), (H, W) = numbers.shape, size
     if abs(h*W - w*H) > max(h, w, H, W):
@@ -100,10 +103,10 @@ def _decode_at_most(image, long_side):
     return rgb.resize([max(1, round(pixels*long_side/max(rgb.size))) for pixels in rgb.size], Image.LANCZOS)
 
 def _read_kept(path):
-    "A decoded copy, or None if it is damaged"
-    try: return Image.fromarray(np.load(path)).convert('RGB')
-    except Exception:                                                    # numpy and PIL raise many kinds
-        print(f'{path}: the decoded copy is damaged; the image is decoded again', file=sys.stderr)
+    "A decoded copy, or None if it is damaged, by its checksum"
+    pixels = load_array(path)
+    if pixels is not None: return Image.fromarray(pixels)
+    print(f'{path}: the decoded copy is damaged; the image is decoded again', file=sys.stderr)
 
 
 # %% ../nbs/data/dataset.ipynb #9efa2c06
@@ -127,7 +130,7 @@ def picture(self:ImageDataset,
         path = _kept_file(image, folder, long_side)
         if path.is_file() and (kept := _read_kept(path)): return kept
         rgb = _decode_at_most(image, long_side)
-    write_whole(path, lambda part: np.save(part, np.asarray(rgb)))
+    save_array(path, np.asarray(rgb))
     return rgb
 
 # %% ../nbs/data/dataset.ipynb #d26a6c2c

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import ParseError
 import defusedxml.ElementTree as safe_xml
 from defusedxml import DefusedXmlException
 from .core import InputError, first_line, regular_file
-from .readers import IMAGE_COLUMNS, TAG_COLUMNS, Batch, batch_rows, local_name, read_record
+from .readers import IMAGE_COLUMNS, TAG_COLUMNS, Batch, batch_rows, local_name, read_record, tag_list
 
 # %% ../nbs/data/exports.ipynb #7566d3d9
 def parse_xml(
@@ -55,14 +55,14 @@ def _task_image(data, where):
         raise InputError(f'{where}: its data names no image; export a project of images')
     return local_name(image)
 
-def _choices(task):
+def _choices(task, where='task'):
     "Image-level choices of the annotations that count"
     choices = []
     for annotation in task.get('annotations', []):
         if annotation.get('was_cancelled'): continue
         for result in annotation.get('result', []):
             if result.get('type') == 'choices' and 'x' not in result['value']:
-                choices += result['value'].get('choices', [])
+                choices += tag_list(result['value'].get('choices'), where)
     return choices
 
 # %% ../nbs/data/exports.ipynb #b8f4c1d0
@@ -73,7 +73,7 @@ def _label_studio(tasks, path):
         if not isinstance(task, dict):
             raise InputError(f'{where}: not an object; export the project again')
         if 'data' in task:
-            yield _task_image(task['data'], where), _choices(task), number, None, None
+            yield _task_image(task['data'], where), _choices(task, where), number, None, None
         else:
             labelled = any(name in task for name in TAG_COLUMNS)
             image, tags, _ = read_record(task if labelled else task | dict(tags=None), where)
@@ -83,12 +83,13 @@ def _label_studio(tasks, path):
 def _label_name(label, names):
     'The name of a label: a name, a number that indexes `names`, or {"label": either of them}'
     if isinstance(label, dict): label = label['label']
-    if isinstance(label, int) and 0 <= label < len(names): return names[label]
-    return str(label)
+    if type(label) is int and 0 <= label < len(names): return names[label]
+    return str(label) if type(label) is int else label
 
 def _fiftyone_labels(data, path):
     "Rows of FiftyOne's labels.json"
     names, folder = data.get('classes') or [], path.parent/'data'
+    if not isinstance(names, list): raise TypeError('its classes are not a list')
     files = {file.stem: file.name for file in folder.iterdir()} if folder.is_dir() else {}
     for number, (key, labels) in enumerate(data['labels'].items(), 1):
         if labels is None: labels = []

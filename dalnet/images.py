@@ -52,8 +52,8 @@ def to_rgb(
 # %% ../nbs/data/images.ipynb #cb84c88f
 MOST_PIXELS = 120_000_000  # of an image; more are not read
 _DECODE_ERRORS = (  # what PIL raises on damaged files
-    OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, MemoryError,
-    struct.error, zlib.error)
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, MemoryError, ArithmeticError,
+    AssertionError, AttributeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 def _undecodable(name, error):
     return InputError(f'{name}: the image cannot be decoded ({first_line(error)}); '
@@ -79,13 +79,29 @@ def open_image(
     image.dalnet_name = str(path)
     return image
 
+# %% ../nbs/data/images.ipynb #c0de71b2
+def _check_pixels(image):
+    "Raise an `OSError` if the pixels of an open PNG do not match their checksums"
+    file = image.format == 'PNG' and image.fp
+    if not file: return                                                  # another format, or already decoded
+    start = file.tell()
+    file.seek(8)                                                         # behind the signature
+    while len(head := file.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4], 'big'), head[4:]
+        if kind != b'IDAT': file.seek(size + 4, io.SEEK_CUR)
+        elif zlib.crc32(file.read(size), zlib.crc32(kind)) != int.from_bytes(file.read(4), 'big'):
+            raise OSError('its pixels do not match their checksum')
+    file.seek(start)
+
 # %% ../nbs/data/images.ipynb #29b752ee
 def upright_size(
     image:Image.Image # from `open_image`
 )->tuple[int,int]: # (height,width) of the upright image
     "An image's size as a viewer shows it; all but JPEGs are decoded for it"
     try:
-        if image.format not in ('JPEG', 'MPO'): image.load()
+        if image.format not in ('JPEG', 'MPO'):
+            _check_pixels(image)
+            image.load()
     except _DECODE_ERRORS as error:
         raise _undecodable(getattr(image, 'dalnet_name', 'image'), error) from None
     try: turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -99,6 +115,7 @@ def decode(
 )->Image.Image: # RGB, at full or reduced size
     "Decode an image's pixels; raise an `InputError` with the file's name if it is damaged"
     try:
+        _check_pixels(image)
         if shrink <= .5:
             image.draft(None, [max(1, int(side*shrink + .999)) for side in image.size])
         return to_rgb(image)
@@ -215,7 +232,9 @@ def load_mask(
 )->torch.Tensor: # (H,W) int64, 0 to `n_classes`, or that of `ignore_label`
     "Read a label mask; raise an `InputError` if its labels or size are wrong or it is broken"
     try:
-        with open_image(path) as image: labels = np.array(image)
+        with open_image(path) as image:
+            _check_pixels(image)
+            labels = np.array(image)
     except InputError: raise
     except _DECODE_ERRORS as error:
         raise InputError(f'{path}: the mask cannot be decoded ({first_line(error)}); restore it') from None

@@ -112,7 +112,9 @@ def _unusable(table, what):
     "Unusable rows: {position: line}"
     name = what if isinstance(what, Path) else Path(os.path.commonpath([path.parent for path in what]))
     images, rows, lines = table['image'], table['row'], {}
-    def where(i): return str(name) if name.is_dir() else f'{name}, row {rows[i].as_py()}'
+    def where(i):
+        if isinstance(what, list) and what[0].suffix == '.tar': return str(what[table['shard'][i].as_py()])
+        return str(name) if name.is_dir() else f'{name}, row {rows[i].as_py()}'
     for i in map(int, np.flatnonzero(pc.equal(images, '').to_numpy())):
         lines[i] = f"{where(i)}: the image's name is empty; give one"
     for i in map(int, np.flatnonzero(pc.match_substring_regex(images, _LEAVES).to_numpy())):

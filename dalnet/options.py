@@ -7,9 +7,9 @@ __all__ = ['console_command', 'flag', 'numbers', 'json_object', 'crf_engine', 'a
            'OptionParser', 'parse_options', 'parse_config']
 
 # %% ../nbs/use/options.ipynb #6001b273
-import argparse, errno, json, os, re, signal, sys, tempfile, threading, traceback
+import argparse, errno, json, os, re, signal, sys, tempfile, threading, time, traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
@@ -44,9 +44,18 @@ def _explain(error):
     return 128 + number, str(error) or 'interrupted'
 
 # %% ../nbs/use/options.ipynb #f7b43431
-def _leave(code, line):
+def _tell_torchrun(line, late):
+    "Put a line where torchrun looks for the cause; `late` if it is the consequence of another's -> what to add to it"
+    if 'TORCHELASTIC_RUN_ID' not in os.environ: return ''
+    about = dict(message=line, extraInfo=dict(py_callstack=line, timestamp=str(int(time.time()) + late)))
+    with suppress(OSError, KeyError):
+        with open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w') as file: json.dump(dict(message=about), file)
+    return ' (a traceback below is torchrun\'s own; its "Root Cause" is the process that failed first, with its line)'
+
+def _leave(code, line, late=False):
     "Print a line and exit, immediately if there are other processes"
     processes = sys.modules.get('dalnet.processes')
+    line += _tell_torchrun(line, late)
     if processes is None or processes.world_size() == 1:
         print(line, file=sys.stderr, flush=True)
         sys.exit(code)
@@ -82,7 +91,7 @@ def console_command(
     def run(argv=None):
         try:
             with _stoppable(): body(argv)
-        except (Exception, KeyboardInterrupt) as error: _leave(*_explain(error))
+        except (Exception, KeyboardInterrupt) as error: _leave(*_explain(error), getattr(error, 'late', False))
         if (processes := sys.modules.get('dalnet.processes')): processes.leave_group()
     return run
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'is_main', 'resolve_device', 'print_rank0', 'in_notebook', 'progress', 'shard', 'all_reduce',
-           'all_gather', 'barrier', 'leave_group', 'claim_for_all', 'explain_lost_rank']
+           'all_gather', 'barrier', 'leave_group', 'claim_for_all', 'LostRank', 'explain_lost_rank']
 
 # %% ../nbs/train/processes.ipynb #854de118
 import os, shutil, sys, time
@@ -172,6 +172,10 @@ def claim_for_all(
         yield
 
 # %% ../nbs/train/processes.ipynb #dcafe5d8
+class LostRank(InputError):
+    "Another process has died or does not answer; its own message tells why"
+    late = True                                                          # it comes after the cause, see `console_command`
+
 _LOST = ('gloo', 'nccl', 'connection', 'timed out', 'timeout', 'peer')
 
 @contextmanager
@@ -180,6 +184,6 @@ def explain_lost_rank():
     try: yield
     except RuntimeError as e:
         if world_size() == 1 or not any(word in str(e).lower() for word in _LOST): raise
-        raise InputError(
+        raise LostRank(
             f'process {rank()} of {world_size()}: another process has died or does not answer ({first_line(e)}); '
             'see its own message, then run the same command to resume from what is saved') from None

@@ -61,11 +61,12 @@ def batch_rows(
 # %% ../nbs/data/readers.ipynb #7a10be26
 def _as_text(image, tags, split):
     "Tags and split as strings; a name that Arrow cannot store raises a TypeError or UnicodeEncodeError"
-    tags = [str(tag) for tag in tags if tag is not None]
-    if split is not None: split = str(split)
+    tags = [tag for tag in tags if tag is not None]
+    odd = next((tag for tag in tags if isinstance(tag, bool) or not isinstance(tag, (str, int))), None)
+    if odd is not None: raise TypeError(f'a tag is {odd!r}')
     if not isinstance(image, str): raise TypeError(f"the image's name is {image!r}")
-    for name in (image, *tags): name.encode()
-    return tags, split
+    for name in (image, split or '', *tags): str(name).encode()
+    return list(map(str, tags)), split
 
 def _pack(rows):
     "Pack checked rows into one batch"
@@ -137,7 +138,10 @@ def _skip_row(path, sep, skipped, problems, row):
 # %% ../nbs/data/readers.ipynb #f7d20a35
 def _csv_choices(text):
     "The tags in a cell of Label Studio's CSV: a single tag as text, several as JSON"
-    try: return json.loads(text)['choices'] if text.startswith('{') else [text]
+    try:
+        tags = json.loads(text)['choices'] if text.startswith('{') else [text]
+        ''.join(tags).encode()                                           # texts that Arrow can store
+        return tags if isinstance(tags, list) else [text]
     except (ValueError, KeyError, TypeError, RecursionError): return [text]
 
 def _csv_batch(block, image, tags, split, rows):
@@ -159,7 +163,7 @@ def _csv_blocks(path, sep, header, columns, skipped, problems):
                                     include_columns=[name for name in columns if name is not None])
     try: yield from pa.csv.open_csv(path, read, parse, convert)
     except UnicodeEncodeError: raise _odd_name(path) from None
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise InputError(f'{path}: not readable as a table ({first_line(error)}); '
                          'save it as UTF-8 with a header, and quotes where they are needed') from None
 
@@ -235,8 +239,8 @@ def _parquet_tags(column):
     "Lists of strings, from lists or from strings with `;`"
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return split_tags(pc.cast(column, pa.string()))
-    lists = [[str(tag) for tag in tags or [] if tag is not None] for tags in column.to_pylist()]
-    return pa.array(lists, pa.list_(pa.string()))
+    lists = pc.cast(column, pa.list_(pa.string())).to_pylist()
+    return pa.array([[tag for tag in tags or [] if tag is not None] for tags in lists], pa.list_(pa.string()))
 
 def read_parquet(
     path:str|Path, # with an image column (names) and a tag column (lists or strings)
@@ -251,12 +255,13 @@ def read_parquet(
             raise InputError(f'{path}: column "{image}" holds {kind}; give file names, not the pictures themselves')
         start = 1
         for block in file.iter_batches(65536, columns=[name for name in columns if name is not None]):
+            block.validate(full=True)                                    # text that is not UTF-8 among others
             rows = np.arange(start, start + len(block))
             start += len(block)
             yield Batch(pc.cast(block[image], pa.string()), _parquet_tags(block[tags]), rows,
                         pc.cast(block[split], pa.string()) if split else None)
     except UnicodeEncodeError: raise _odd_name(path) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f'{path}: not readable as Parquet ({first_line(error)}); write it again') from None
 
 # %% ../nbs/data/readers.ipynb #19484eaa

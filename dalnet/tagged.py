@@ -219,7 +219,8 @@ def _check(self:TaggedImageDataset, i, allow_untagged):
         raise InputError(f'{where}: "{self._cell("image", i)}" has no tag; '
                          'tag it, take it out, or allow untagged images')
     try:
-        if not self.shards: check_image(self.image_path(i))
+        path = self.image_path(i)                                        # raises if it leads out of the folder
+        if not self.shards: check_image(path)
     except InputError as error:
         raise InputError(f'{where}: {error}') from None
     if self.masks: self._check_mask(i)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .core import InputError, cache_folder, first_line, write_whole
+from .core import InputError, cache_folder, first_line, load_array, save_array, write_whole
 
 # %% ../nbs/method/03_text.ipynb #0c003c47
 READABLE = dict(diningtable='dining table', pottedplant='potted plant', tvmonitor='tv monitor')
@@ -243,11 +243,14 @@ def _cache_file(cache, model, pretrained, prompt):
 def _encode_cached(prompts, model, pretrained, cache):
     "Vectors of the prompts, encoding only those that are not on disk yet"
     files = [_cache_file(cache, model, pretrained, prompt) for prompt in prompts]
-    missing = [i for i, file in enumerate(files) if not file.is_file()]
+    found = [load_array(file) if file.is_file() else None for file in files]            # None if it is damaged
+    missing = [i for i, vector in enumerate(found) if vector is None]
     if missing:
         vectors = _clip_vectors([prompts[i] for i in missing], model, pretrained)
-        for i, vector in zip(missing, vectors): write_whole(files[i], partial(np.save, arr=vector.numpy()))
-    return torch.stack([torch.from_numpy(np.load(file)) for file in files])
+        for i, vector in zip(missing, vectors):
+            found[i] = vector.numpy()
+            save_array(files[i], found[i])
+    return torch.stack([torch.from_numpy(vector) for vector in found])
 
 # %% ../nbs/method/03_text.ipynb #2c51278f
 def encode_text(

@@ -12,9 +12,10 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import InputError, first_line, regular_file
+from .core import InputError, regular_file
 from .dataset import ImageDataset, keep_good, read_classes, read_lines
 from .images import check_image, check_mask, load_mask as load_png_mask
+from .mat import read_field
 from .transforms import EvalTransform
 from .voc_tags import tag_reader
 
@@ -192,11 +193,12 @@ def _check_end(path):
 
 def _load_sbd(path, n_classes, size):
     "The (H,W) int64 mask in one of SBD's .mat files"
-    from scipy.io import loadmat
-    try: mask = loadmat(path, variable_names='GTcls')['GTcls']['Segmentation'][0, 0]
-    except Exception as error:
-        raise InputError(f'{path}: not one of SBD\'s class masks ({first_line(error)}); restore it') from None
-    return check_mask(torch.from_numpy(np.asarray(mask).astype(np.int64)), path, n_classes, size)
+    try: mask = read_field(path, 'GTcls', 'Segmentation')
+    except InputError as error:
+        raise InputError(f"{error}; it is not one of SBD's class masks") from None
+    if mask.dtype.kind not in 'iu':
+        raise InputError(f'{path}: its labels are {mask.dtype}, not whole numbers; restore it')
+    return check_mask(torch.from_numpy(mask.astype(np.int64)), path, n_classes, size)
 
 # %% ../nbs/data/voc.ipynb #525b0bae
 @patch

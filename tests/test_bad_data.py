@@ -1,17 +1,24 @@
 "Hostile and broken data: it works, or one line names file and row; nothing is written into the user's folder"
-import json, shutil, subprocess, sys, tarfile, zlib
+import io, json, shutil, subprocess, sys, tarfile, zlib
+from itertools import product
 from pathlib import Path
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
+from scipy.io import savemat
 from dalnet.coco import COCODataset
 from dalnet.core import InputError
+from dalnet.dataset import read_regions
 from dalnet.images import save_mask
 from dalnet.tagged import TaggedImageDataset
 from dalnet.batches import SampleStream
+from dalnet.text import encode_text
 from dalnet.transforms import TrainTransform
-from dalnet.voc import VOCDataset
+from dalnet.voc import VOCDataset, _load_sbd
 from test_cli import command, error_of
 
 LAUGHS = ''.join(f'<!ENTITY {name} "{f"&{inner};"*10}">' for inner, name in zip('abcdefgh', 'bcdefghi'))
@@ -419,3 +426,116 @@ def shard(shapes, tmp_path):
         with tarfile.open(path, 'w') as file:
             for image in sorted((shapes/'JPEGImages').iterdir())[:5]: file.add(image, image.name)
     return path
+
+
+# what fuzzing found, see test_fuzz.py
+
+@pytest.mark.parametrize('name, text, words', [
+    ('x.jsonl', '{"image": "a.jpg", "tags": ["cat"], "split": "\\ud800"}', 'row 1: cannot be used'),
+    ('x.json', '[{"data": {"image": "a.jpg"}, "annotations": [{"result": [{"type": "choices", "value": '
+               '{"choices": [["cat"]]}}]}]}]', 'task 1: tags [["cat"]]'),
+    ('x.json', '{"classes": "cat", "labels": {"a": 0}}', 'its classes are not a list'),
+    ('x.json', '{"labels": {"a": {"label": ["cat"]}}}', "a tag is ['cat']"),
+    ('x.json', '{"labels": {"a": true}}', 'a tag is True')])
+def test_tags_that_are_no_names(mine, name, text, words):
+    one_line(lambda: TaggedImageDataset(table(mine.parent, text, name)), name, words)
+
+
+@pytest.mark.parametrize('name, text, classes', [
+    ('x.csv', 'image,tags\na.jpg,"{""choices"": 3}"\nb.jpg,"{""choices"": [""cat""]}"\n', ('cat', '{"choices": 3}')),
+    ('x.json', '[{"data": {"image": "a.jpg"}, "annotations": [{"result": [{"type": "choices", "value": '
+               '{"choices": "cat"}}]}]}]', ('cat',)),
+    ('x.json', '{"labels": {"a": {"label": null}, "b": "cat"}}', ('cat',))])
+def test_tags_are_never_taken_apart_or_made_up(mine, name, text, classes):
+    (mine.parent/'data').mkdir()
+    for each in 'ab': shutil.copy(mine.parent/'a.jpg', mine.parent/f'data/{each}.jpg')
+    assert TaggedImageDataset(table(mine.parent, text, name), allow_untagged=True).classes == classes
+
+
+def test_parquet_with_bytes_for_tags(mine):
+    tags = pa.array([[b'cat'], [b'dog']], pa.list_(pa.binary()))
+    pa.parquet.write_table(pa.table(dict(image=['a.jpg', 'b.jpg'], tags=tags)), mine.parent/'x.parquet')
+    assert TaggedImageDataset(mine.parent/'x.parquet').classes == ('cat', 'dog')
+    nested = pa.array([[['cat']], [['dog']]], pa.list_(pa.list_(pa.string())))
+    pa.parquet.write_table(pa.table(dict(image=['a.jpg', 'b.jpg'], tags=nested)), mine.parent/'x.parquet')
+    one_line(lambda: TaggedImageDataset(mine.parent/'x.parquet'), 'x.parquet')
+    parts = pa.array(['a.jpg', 'b.jpg']).buffers()
+    wrong = pa.Array.from_buffers(pa.string(), 2, [*parts[:2], pa.py_buffer(b'\xff'*10)])
+    pa.parquet.write_table(pa.table(dict(image=wrong, tags=['cat', 'dog'])), mine.parent/'x.parquet')
+    one_line(lambda: TaggedImageDataset(mine.parent/'x.parquet'), 'x.parquet')
+
+
+@pytest.mark.parametrize('names, words', [(['/a.jpg'], '"/a.jpg" lies outside'), (['a.jpg', 'a.jpg'], 'listed twice')])
+def test_shards_are_named(mine, names, words):
+    files = {'jpg': (mine.parent/'a.jpg').read_bytes(), 'json': b'["cat"]'}
+    with tarfile.open(mine.parent/'x.tar', 'w') as file:
+        for name, (ending, data) in product(names, files.items()):
+            info = tarfile.TarInfo(name.replace('jpg', ending))
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    one_line(lambda: TaggedImageDataset(mine.parent/'x.tar'), 'x.tar', words)
+    with tarfile.open(mine.parent/'y.tar', 'w') as file:
+        file.add(mine.parent/'a.jpg', 'a.jpg')
+        file.add(table(mine.parent, '{"tags": {"cat": 1}}', 'a.json'), 'a.json')
+    one_line(lambda: TaggedImageDataset(mine.parent/'y.tar'), 'y.tar, a.jpg', 'give a list of names')
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(area=10**400), 'area'), (dict(iscrowd=10**400), 'iscrowd'),
+    (dict(segmentation=dict(size=[24, 32], counts=[-5, 773])), 'a run length'),
+    (dict(segmentation=dict(size=[24, 32], counts=[767.5, .5])), 'a run length')])
+def test_coco_numbers_that_are_none(tmp_path, change, words):
+    one_line(lambda: COCODataset(coco(tmp_path/'coco', [change]), 'val', masks=True), 'instances_val2017.json', words)
+
+
+@pytest.mark.parametrize('options', [
+    dict(categories=((1, dict(a=1)), (90, 'toothbrush'))), dict(images=(dict(file_name='a\0.jpg'),))])
+def test_coco_names_that_are_none(tmp_path, options):
+    root = coco(tmp_path/'coco', [{}], **options)
+    for _ in range(2): one_line(lambda: COCODataset(root, 'val'), 'instances_val2017.json')
+
+
+@pytest.mark.parametrize('name', ['index.npz', '.complete', '1.png'])
+def test_a_damaged_cache_of_coco_is_made_again(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('DALNET_CACHE', str(tmp_path/'cache'))
+    root = coco(tmp_path/'coco', [{}])
+    before = COCODataset(root, 'val', masks=True)[0]
+    path = next((tmp_path/'cache').rglob(name))
+    whole = path.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole)//40)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+        after = COCODataset(root, 'val', masks=True)[0]
+        assert after['mask'].equal(before['mask']) and after['tags'].equal(before['tags']), (name, at)
+    capsys.readouterr()
+
+
+def test_a_flipped_bit_of_a_words_vector_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr('dalnet.text._clip_vectors', lambda prompts, model, weights: torch.eye(len(prompts), 8))
+    before = encode_text(['cat', 'dog'], cache=tmp_path)
+    assert len(list(tmp_path.glob('*.npy'))) == 3
+    for path in tmp_path.glob('*.npy'):
+        data = bytearray(path.read_bytes())
+        data[-8] ^= 64
+        path.write_bytes(data)
+    after = encode_text(['cat', 'dog'], cache=tmp_path)
+    assert after.fg.equal(before.fg) and after.bg.equal(before.bg)
+
+
+def test_regions_with_transparency(tmp_path):
+    Image.merge('LA', [Image.new('L', (8, 8), 5), Image.new('L', (8, 8), 255)]).save(tmp_path/'a.png')
+    assert read_regions(tmp_path, 'a', (8, 8)).unique().tolist() == [5]
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_a_damaged_mask_of_sbd_is_one_line_or_the_mask(packed, tmp_path):
+    "SciPy's compiled reader ends the process for some of these; only packed files have a checksum"
+    mask = np.kron(np.eye(3, dtype=np.uint8), np.ones((4, 5), np.uint8))
+    savemat(tmp_path/'a.mat', dict(GTcls=dict(Segmentation=mask)), do_compression=packed)
+    whole, rng = (tmp_path/'a.mat').read_bytes(), np.random.default_rng(0)
+    for _ in range(2000):
+        data = bytearray(whole)
+        data[rng.integers(128, len(data))] = rng.integers(256)
+        (tmp_path/'a.mat').write_bytes(data)
+        try: found = _load_sbd(tmp_path/'a.mat', 1, mask.shape)
+        except InputError as error: assert 'a.mat' in str(error)
+        else: assert not packed or (found.numpy() == mask).all()

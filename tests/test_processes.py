@@ -170,3 +170,29 @@ def test_torchrun_restarts_what_was_killed(shapes, tmp_path):
     copies[1].kill()
     text = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 0 and 'resuming from ' in text and '40/40' in text, text
+
+
+def test_torchrun_ends_with_the_line_of_the_cause(shapes, tmp_path):
+    torchrun = [BIN/'torchrun', '--standalone', '--nproc-per-node', 2, BIN/'dalnet_train', '--data', shapes]
+    code, out, err = command(*torchrun, '--out', tmp_path/'run', *RUN, '--batch-size', 3)
+    assert code == 1, (code, out, err)
+    own = [line for line in err.splitlines() if 'cannot be split among 2' in line and "torchrun's own" in line]
+    assert own and own[0].startswith(('error: setting batch_size: 3', 'process 1: error: setting batch_size: 3')), err
+    assert 'cannot be split among 2 processes' in err.partition('Root Cause')[2], err
+
+
+def test_a_stopped_rank_ends_all_others_in_time(shapes, tmp_path):
+    "Within `timeout` and five seconds; and once it wakes up, it ends as well"
+    processes = launch(3, BIN/'dalnet_train', '--data', shapes, '--out', tmp_path/'run', *RUN, '--batch-size', 3,
+                       '--timeout', 10)
+    wait_for_lines(tmp_path/'run/log.jsonl', 3)
+    processes[1].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    try:
+        texts = [processes[rank].communicate(timeout=60)[0] for rank in (0, 2)]
+        assert time.monotonic() - stopped < 10 + 5, texts
+    finally: processes[1].send_signal(signal.SIGCONT)
+    texts.insert(1, processes[1].communicate(timeout=20)[0])
+    assert [process.returncode for process in processes] == [2, 2, 2], texts
+    assert all('another process has died or does not answer' in text for text in texts), texts
+    assert not any('Traceback' in text for text in texts), texts

@@ -69,7 +69,7 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options pages settings values'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli claim cli config core fetch mat options pages settings values'.split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES),

@@ -1,5 +1,5 @@
 "Files that nobody should trust: results stay in their folder, what is read is checked, nothing disappears unseen"
-import io, json, os, shutil, socket, struct, subprocess, sys, tarfile, time
+import io, json, os, shutil, signal, socket, struct, subprocess, sys, tarfile, time
 from dataclasses import replace
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,10 @@ from dalnet.build import build_model, build_text
 from dalnet.checkpoint import Checkpoint
 from dalnet.cli import dalnet_data
 from dalnet.coco_annotations import load_annotations, render_mask
-from dalnet.config import PRESETS
-from dalnet.dataset import read_lines
+from dalnet.config import PRESETS, read_config
+from dalnet.dataset import read_lines, read_regions
+from dalnet.encoder import read_weights
+from dalnet.grid import read_grid
 from dalnet.inference import Predictor
 from dalnet.images import IMAGE_SUFFIXES, as_image, check_image, load_image, load_mask, open_image, save_mask
 from dalnet.images import upright_size
@@ -21,7 +23,7 @@ from dalnet.shapes import SHAPE_CLASSES
 from dalnet.tagged import TaggedImageDataset
 from dalnet.text import TextEmbeddings
 from dalnet.transforms import EvalTransform
-from dalnet.voc import VOCDataset
+from dalnet.voc import VOCDataset, _load_sbd
 from dalnet.voc_tags import read_onehot
 from test_bad_data import mine, one_line, picture, state, table  # noqa: F401, fixtures
 
@@ -444,3 +446,45 @@ def test_problems_are_summed_up(tmp_path, capsys):
         with pytest.raises(SystemExit): dalnet_data(['tags', str(path), '--quick', *options])
         out = capsys.readouterr().out
         assert out.count('problem: ') == lines and ('480 more; --all' in out) == (not options)
+
+
+# files that are none: reading a pipe waits for ever
+
+READERS = dict(
+    config=lambda path: read_config(path), grid=lambda path: read_grid(path),
+    sbd=lambda path: _load_sbd(path, 2, (8, 8)),
+    mask=lambda path: load_mask(path, 2), regions=lambda path: read_regions(path.parent, path.stem, (8, 8)),
+    weights=lambda path: read_weights(path), text=lambda path: TextEmbeddings.load(path), lines=read_lines,
+    checkpoint=lambda path: Checkpoint.load(path))
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'folder'])
+@pytest.mark.parametrize('name', READERS)
+def test_a_pipe_a_device_or_a_folder_is_one_line(name, kind, tmp_path):
+    path = tmp_path/'x.png'
+    if kind == 'pipe': os.mkfifo(path)
+    elif kind == 'device': path.symlink_to('/dev/zero')
+    else: path.mkdir()
+    def too_long(number, frame): raise BaseException('it waits')
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
+    try: one_line(lambda: READERS[name](path), 'x.png')
+    finally: signal.alarm(0), signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_among_the_masks_of_sbd(shapes, tmp_path):
+    data, sbd = shutil.copytree(shapes, tmp_path/'data'), tmp_path/'sbd'
+    (sbd/'cls').mkdir(parents=True)
+    name = (data/'ImageSets/Segmentation/val.txt').read_text().split()[0]
+    (data/f'SegmentationClass/{name}.png').unlink()
+    os.mkfifo(sbd/f'cls/{name}.mat')
+    one_line(lambda: list(VOCDataset(data, 'val', masks=True, sbd=sbd)), name)
+
+
+@pytest.mark.parametrize('at', range(8))
+def test_a_flipped_bit_of_a_mask_is_an_error(at, tmp_path):
+    save_mask(np.kron(np.eye(8, dtype=np.uint8), np.ones((5, 7), np.uint8)), tmp_path/'mask.png')
+    data = bytearray((tmp_path/'mask.png').read_bytes())
+    data[data.index(b'IDAT') + 4 + at*4] ^= 1
+    (tmp_path/'mask.png').write_bytes(data)
+    one_line(lambda: load_mask(tmp_path/'mask.png', 1), 'mask.png')

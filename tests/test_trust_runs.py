@@ -1,5 +1,5 @@
 "Nothing that is read is trusted: damaged, edited or absurd files, and what happens to a run, end in one clear line"
-import json, shutil, signal, subprocess
+import json, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -323,7 +323,8 @@ def test_a_damaged_index_is_built_again(name, damage, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('damage', [
-    lambda data: data[:99], lambda data: b'', lambda data: data.replace(b'|u1', b'<f8')])
+    lambda data: data[:99], lambda data: b'', lambda data: data.replace(b'|u1', b'<f8'),
+    lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:]])                      # one bit of one pixel
 def test_a_damaged_decoded_copy_is_made_again(damage, tmp_path, capsys):
     Image.new('RGB', (8, 8), 'red').save(tmp_path/'a.png')
     (tmp_path/'tags.csv').write_text('image,tags\na.png,cat\n')
@@ -334,3 +335,34 @@ def test_a_damaged_decoded_copy_is_made_again(damage, tmp_path, capsys):
     path.write_bytes(damage(path.read_bytes()))
     assert torch.equal(dataset[0]['image'], before) and torch.equal(dataset[0]['image'], before)
     assert capsys.readouterr().err.count('is damaged; the image is decoded again') == 1
+
+
+# Ctrl-C while a command is still loading
+
+PRESS = """
+import os, signal, sys
+class Press:
+    def find_spec(self, name, *more):
+        if name == sys.argv[1]: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+sys.argv[0] = '/usr/local/bin/dalnet_train'
+from dalnet.cli import dalnet_train
+sys.exit(dalnet_train(['--data', sys.argv[2], '--preset', 'demo', '--out', sys.argv[2] + '/out', '--iterations', '1']))
+"""
+
+
+@pytest.mark.parametrize('module', [
+    'dalnet.options', 'tomlkit', 'fastcore.docments', 'torch', 'numpy', 'dalnet.training'])
+def test_an_interrupt_during_the_imports_is_one_line(module, tmp_path):
+    done = subprocess.run([sys.executable, '-c', PRESS, module, tmp_path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, '', 'interrupted\n')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').is_file(), reason='/proc says what a process has loaded')
+def test_an_interrupt_in_the_first_second_is_one_line(tmp_path):
+    command = [sys.executable, BIN/'dalnet_train', '--data', tmp_path, '--out', tmp_path/'out']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and 'libtorch' not in Path(f'/proc/{process.pid}/maps').read_text(): time.sleep(.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == 'interrupted\n' and process.returncode == 130
