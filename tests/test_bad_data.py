@@ -110,7 +110,8 @@ def test_truncated_at_every_tenth(mine, kind):
 def test_damaged_in_the_middle_is_found_when_it_is_loaded(mine):
     path = mine.parent/'b.jpg'
     data = path.read_bytes()
-    path.write_bytes(data[:200] + b'\xff\xd8\xff\xc4\x00\x02'*60 + data[-300:])
+    scan = data.index(b'\xff\xda') + 40                                     # behind the header, which is whole
+    path.write_bytes(data[:scan] + b'\xff\xd8\xff\xc4\x00\x02'*60 + data[-300:])
     ds = TaggedImageDataset(mine, transform=TrainTransform(16))
     bad = list(ds.names).index('b')
     one_line(lambda: ds[bad], 'b.jpg')
