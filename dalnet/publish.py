@@ -78,11 +78,12 @@ def save_published(
     folder, config = Path(folder), model.config
     if config is None:
         raise InputError('model: its settings are not known; build it with build_model, or set its config')
+    config = without_paths(config)
     _check_target(folder)
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     weights = SimpleNamespace(state_dict=lambda: half_weights(state) if half else state)
     text = TextEmbeddings(model.names, model.prompts, state['text_fg'], state['text_bg'], Path(model.text_source).name)
-    Checkpoint.save(folder, weights, without_paths(config), text, model.iteration)
+    Checkpoint.save(folder, weights, config, text, model.iteration)
     card = model_card(config, model.names, model.iteration, segments(model), scores, half, name or folder.name, license)
     write_whole(folder/'README.md', lambda path: path.write_text(card, encoding='utf-8'))
     return folder

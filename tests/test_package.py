@@ -90,7 +90,8 @@ def test_wheel_and_sdist_hold_what_they_need(built):
 
 def test_twine_accepts_both(built):
     pytest.importorskip('twine', reason='pip install twine')
-    done = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *built.iterdir()], capture_output=True, text=True)
+    words = [sys.executable, '-m', 'twine', 'check', '--strict', *built.iterdir()]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -105,7 +106,8 @@ def test_one_version():
 
 
 def test_all_code_is_python_3_10():
-    paths = [*(ROOT/'dalnet').glob('*.py'), *(ROOT/'tests').glob('*.py'), *(ROOT/'examples').glob('*.py'), ROOT/'setup.py']
+    paths = [path for folder in ('dalnet', 'tests', 'examples') for path in (ROOT/folder).glob('*.py')]
+    paths.append(ROOT/'setup.py')
     for path in paths:
         with tokenize.open(path) as file: ast.parse(file.read(), path.name, feature_version=(3, 10))
     for path in (ROOT/'nbs').rglob('*.ipynb'):

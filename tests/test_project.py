@@ -70,14 +70,15 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options pages settings values'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli card claim cli config core fetch hub options pages settings values'
+                    .split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
-    **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
-    **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
+    **dict.fromkeys('encoder export frozen maps model published'.split(), MODEL),
+    **dict.fromkeys('build checkpoint publish quantize'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'teacher': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
     **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files step threshold'
                     .split(), RUN),
