@@ -80,18 +80,19 @@ def _score_text(scores):
              '| maps | mIoU, % |', '|---|---|']
     return '\n'.join(lines + [f'| {title} | {miou:.1f} |' for title, miou in rows])
 
-_SETTINGS = ('method', 'encoder', 'pretrained', 'text', 'text_model', 'text_projection', 'iterations', 'batch_size', 'crop',
-             'long_side', 'test_scales', 'cam_threshold', 'seed')
+_SETTINGS = ('method', 'encoder', 'pretrained', 'text', 'text_model', 'text_projection', 'iterations', 'batch_size',
+             'crop', 'long_side', 'test_scales', 'cam_threshold', 'seed')
 
 def _settings_text(config, iteration, half):
     "The settings that say most, as a table"
     rows = {name: getattr(config, name) for name in _SETTINGS} | dict(trained=f'{iteration} iterations')
     rows['precision'] = 'matrices in float16, the rest in float32' if half else 'float32'
-    return '\n'.join(['| setting | value |', '|---|---|', *(f'| {name} | `{one_line(value)}` |' for name, value in rows.items())])
+    lines = [f'| {name} | `{one_line(value)}` |' for name, value in rows.items()]
+    return '\n'.join(['| setting | value |', '|---|---|', *lines])
 
 # %% ../nbs/publish/card.ipynb #c695858f
-_LIMITS = """- Trained on tags of whole images: borders, and objects that always occur together, are learnt only as far as the
-  tags tell them apart (a train and its rails, a boat and water).
+_LIMITS = """- Trained on tags of whole images: borders, and objects that always occur together, are learnt only as far as
+  the tags tell them apart (a train and its rails, a boat and water).
 - It knows the classes below and nothing else; anything else becomes background or the class that it resembles.
 - Scores hold for images like those of its data. Other cameras, scales or places need a check on masks of your own.
 - Not for decisions about people, or where a wrong label harms somebody."""

@@ -30,7 +30,8 @@ def _folded(conv):
 def _plain(conv):
     "A convolution as a `Conv2d`, with fixed padding before it if it pads by the size of its input"
     weight, bias = (None if value is None else value.detach() for value in _folded(conv))
-    if isinstance(conv, NormedConv): (stride, padding, dilation, groups), same = conv._options, conv._conv is not F.conv2d
+    if isinstance(conv, NormedConv):
+        (stride, padding, dilation, groups), same = conv._options, conv._conv is not F.conv2d
     else: stride, padding, dilation, groups, same = conv.stride, 0, conv.dilation, conv.groups, True
     kernel = weight.shape[2:]
     plain = nn.Conv2d(weight.shape[1]*groups, len(weight), kernel, stride, 0 if same else padding, dilation, groups,
