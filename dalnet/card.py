@@ -91,8 +91,8 @@ def _settings_text(config, iteration, half):
     return '\n'.join(['| setting | value |', '|---|---|', *lines])
 
 # %% ../nbs/publish/card.ipynb #c695858f
-_LIMITS = """- Trained on tags of whole images: borders, and objects that always occur together, are learnt only as far as
-  the tags tell them apart (a train and its rails, a boat and water).
+_LIMITS = """- Trained on tags of whole images: borders, and objects that always occur together, are learnt only as far
+  as the tags tell them apart (a train and its rails, a boat and water).
 - It knows the classes below and nothing else; anything else becomes background or the class that it resembles.
 - Scores hold for images like those of its data. Other cameras, scales or places need a check on masks of your own.
 - Not for decisions about people, or where a wrong label harms somebody."""

@@ -66,7 +66,8 @@ def checkpoint_folder(
         with TemporaryDirectory(prefix='dalnet_') as folder:
             _unpack(source, folder)
             try: yield Path(folder)
-            except InputError as error: raise InputError(str(error).replace(folder, str(source))) from None
+            except InputError as error:
+                raise InputError(str(error).replace(folder, str(source))) from None
     elif hub_name(source): yield Path(_download(source, token))
     else: yield Path(source)
 

@@ -126,7 +126,7 @@ def _publish_options(parser:ArgumentParser):
     parser.add_argument('checkpoint', help='folder or .zip of a checkpoint, or owner/name on the hub')
     parser.add_argument('--out', help='folder to write, or a file if it ends in .zip')
     parser.add_argument('--half', action='store_true', help='matrices in half precision: half the size')
-    parser.add_argument('--repo', metavar='OWNER/NAME', help='repository of the hub to upload to, after "hf auth login"')
+    parser.add_argument('--repo', metavar='OWNER/NAME', help='repository to upload to, after "hf auth login"')
     parser.add_argument('--private', action='store_true', help='a new repository is private')
     parser.add_argument('--license', default='apache-2.0', help='of the weights, for the card (apache-2.0)')
 
