@@ -80,8 +80,8 @@ LOADS = {  # what `import dalnet.X` may load of these
     **dict.fromkeys('encoder export frozen maps model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'teacher': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
-    **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files publish quantize '
-                    'step threshold'.split(), RUN),
+    **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files publish '
+                    'quantize step threshold'.split(), RUN),
     'run_report': RUN, 'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
 
