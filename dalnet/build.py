@@ -103,6 +103,7 @@ def build_model(
     if fixed and positions is not None: positions.requires_grad_(False)
     model = DALNet(encoder, text, config.width, config.beta, config.pool, config.seg_width, config.seg_dilation,
                    config.text_projection)
+    model.config = config
     if config.method == 'toco':
         if getattr(encoder.vit, 'cls_token', None) is None:
             raise InputError(f'setting method: "toco" contrasts class tokens, and the encoder "{config.encoder}" with '

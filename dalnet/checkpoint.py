@@ -186,6 +186,7 @@ def load(cls:Checkpoint,
     _fit(folder, state, sizes, config.encoder)
     model = build_model(config, text, pretrained=False)
     model.load_state_dict(state)
+    model.iteration = about['iteration']
     if config.text == 'auto': config.text = 'hash' if text.source.startswith('hash') else 'clip'
     return model.to(device).eval(), config
 

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, has_segmentation
 from .settings import TrainConfig
 from .core import InputError, check_choice
 from .crf import check_engine, dense_crf
+from .hub import checkpoint_folder
 from .images import as_image
 from .maps import Maps, check_scales, enlarge, label_at, limit_to_tags, predict_maps
 from .model import DALNet
@@ -67,16 +68,17 @@ def _check_options(scales, crf, long_side, tile):
 def _load(checkpoint, device):
     "The model in eval mode, and its settings; a model without a checkpoint has those of `TrainConfig()`"
     if isinstance(checkpoint, DALNet): return checkpoint.to(device).eval(), TrainConfig()
-    model, config = Checkpoint.load(checkpoint, device)
-    if not has_segmentation(checkpoint):
-        raise InputError(f'{checkpoint}: has CAMs only, no trained segmentation head; train it past seg_start')
+    with checkpoint_folder(checkpoint) as folder:
+        model, config = Checkpoint.load(folder, device)
+        if not has_segmentation(folder):
+            raise InputError(f'{checkpoint}: has CAMs only, no trained segmentation head; train it past seg_start')
     return model, config
 
 # %% ../nbs/use/inference.ipynb #223dce5e
 class Predictor:
     "Masks, probabilities, CAMs and tags for any image, from a checkpoint"
     def __init__(self,
-        checkpoint:str|Path|DALNet, # folder of a checkpoint, or a model
+        checkpoint:str|Path|DALNet, # folder or .zip of a checkpoint, "owner/name" on the hub, or a model
         device:str='auto', # "cpu", "cuda", or "auto"
         scales:Sequence|None=None, # factors for the image's sides; None = the checkpoint's `test_scales`
         flip:bool=True, # add flips

@@ -18,6 +18,7 @@ from .cam import class_activations, normalize_cam
 from .core import InputError, at_least_float32, check_choice
 from .encoder import Encoder
 from .gia import cosine, gia_loss, local_loss
+from .hub import Pretrained
 from .lea import lea_loss
 from .masks import box_share, object_mask, split_foreground
 from .pseudo import PseudoLabels, real_patches
@@ -62,7 +63,7 @@ class DALNetOutput:
     token:Tensor|None=None # (B,D) class token before its projection
 
 # %% ../nbs/method/10_model.ipynb #c0332a02
-class DALNet(nn.Module):
+class DALNet(Pretrained, nn.Module):
     "Dense Alignment Learning Network: classification, dual image-text alignment and segmentation (Figure 2)"
     def __init__(self,
         encoder:Encoder, # images -> Features
@@ -81,6 +82,7 @@ class DALNet(nn.Module):
             raise InputError(f'width: the shared space must be at least as wide as the text ({T}); got {width}; '
                              'raise it, or set text_projection to "learnt"')
         self.encoder, self.names, self.beta, self.pool = encoder, text.names, beta, pool
+        self.prompts, self.text_source = text.prompts, text.source
         self.precision = 'fp32'                                         # of `infer` and `activations`, or "bf16"
         self.head = nn.Conv2d(D, C, 1, bias=False)
         self.inter_head = nn.Conv2d(D, C, 1, bias=False)                # theta_inter

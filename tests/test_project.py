@@ -69,17 +69,18 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli claim cli config core fetch mat options pages settings values'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli card claim cli config core fetch hub mat options pages settings values'
+                    .split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
     **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES),
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
-    **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
+    **dict.fromkeys('encoder export frozen maps model published'.split(), MODEL),
     **dict.fromkeys('build checkpoint'.split(), DATA | MODEL),
     'processes': {'accelerate', 'torch'}, 'teacher': {'accelerate', 'torch'}, 'check': DATA | {'accelerate'},
-    **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files step threshold'
-                    .split(), RUN),
+    **dict.fromkeys('bench bench_growth bench_steps bench_use clip_es evaluation inference label_files publish '
+                    'quantize step threshold'.split(), RUN),
     'run_report': RUN, 'watch': {'accelerate', 'matplotlib', 'torch'}, 'batches': IMAGES | {'accelerate', 'matplotlib'},
     **dict.fromkeys('app cost demo figures grid runs tables training'.split(), RUN | {'matplotlib'})}
 
