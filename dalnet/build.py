@@ -17,7 +17,6 @@ from .data import dataset_kind, open_dataset
 from .dataset import ImageDataset
 from .encoder import Encoder
 from .model import DALNet
-from .processes import print_rank0
 from .settings import TrainConfig, shown
 from .text import TextEmbeddings, encode_text
 from .transforms import TrainTransform
@@ -27,6 +26,7 @@ def _clip_or_hash(config, names):
     "CLIP's text, or the stand-in with a line that says so"
     try: return build_text(replace(config, text='clip'), names)
     except InputError as error:
+        from dalnet.processes import print_rank0
         why, _, _ = str(error).partition('; ')
         print_rank0(f'note: {why}; a stand-in without meaning takes the place of CLIP\'s text (--text clip insists)')
     return build_text(replace(config, text='hash'), names)

@@ -161,9 +161,8 @@ def _fit(folder, state, own, encoder):
         raise InputError(f'{folder}: weights of another architecture ({name}: {saved} against {built} in {encoder}); '
                          'its config.json and weights do not belong together')
     for name, value in state.items():
-        if value.dtype != own[name].dtype:
-            raise InputError(f'{folder}: the weights {name} are {value.dtype}, not {own[name].dtype}; '
-                             'use another checkpoint')
+        if value.dtype not in (own[name].dtype, torch.float16):          # halved for publication
+            raise InputError(f'{folder}: the weights {name} are {value.dtype}; use another checkpoint')
         if not torch.isfinite(value).all():
             raise InputError(f'{folder}: the weights {name} hold NaN or infinity; use an earlier checkpoint')
 
