@@ -56,6 +56,7 @@ def brush_rle(
 
 # %% ../nbs/use/label_formats.ipynb #a2e40027
 _STEPS = (1, 0), (0, 1), (-1, 0), (0, -1) # right, down, left, up
+_INWARD = np.array([(0, 1), (-1, 0), (0, -1), (1, 0)]) # to the right of each
 
 def _edges(inside):
     "The edges between inside and outside: (y, x, direction) of their starts, with the inside on their right"
@@ -67,7 +68,8 @@ def _edges(inside):
     return sorted(found)
 
 def rings(
-    inside:np.ndarray # (H,W) bool
+    inside:np.ndarray, # (H,W) bool
+    inset:float=0. # how far to move the outlines into the mask, pixels
 )->list[np.ndarray]: # (N,2) corners (x,y) of each
     "The closed outlines of a mask, clockwise around regions, anticlockwise around holes"
     edges, found = _edges(inside), []
@@ -81,8 +83,8 @@ def rings(
             (y, x, d), (dx, dy) = edge, _STEPS[edge[2]]
             turns = [(y + dy, x + dx, (d + turn) % 4) for turn in (1, 0, -1)]
             edge = next((turn for turn in turns if turn in left), first)
-        corners = [(x, y) for (y, x, d), (_, _, before) in zip(path, [path[-1], *path]) if d != before]
-        found.append(np.array(corners, float))
+        found.append(np.array([(x, y) + inset*(_INWARD[d] + _INWARD[before])
+                               for (y, x, d), (_, _, before) in zip(path, [path[-1], *path]) if d != before]))
     return found
 
 # %% ../nbs/use/label_formats.ipynb #afb9b733
@@ -119,13 +121,14 @@ def _join(outer, hole):
 
 def polygons(
     inside:np.ndarray, # (H,W) bool
-    tolerance:float=.75 # pixels, see `simplify`
+    tolerance:float=.75, # pixels, see `simplify`
+    inset:float=0. # pixels, see `rings`
 )->list[np.ndarray]: # (N,2) corners (x,y) of each
     "The outline of each connected part of a mask, with its holes cut in"
     parts, _ = ndimage.label(inside)
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
-        outer, *holes = (simplify(ring, tolerance) for ring in rings(parts[rows, columns] == number))
+        outer, *holes = (simplify(ring, tolerance) for ring in rings(parts[rows, columns] == number, inset))
         for hole in holes: outer = _join(outer, hole)
         found.append(outer + (columns.start, rows.start))
     return found
@@ -199,5 +202,5 @@ def yolo_lines(
 )->list[str]:
     "Lines of a YOLO segmentation file, one for each connected part"
     size = mask.shape[1], mask.shape[0]
-    return [' '.join([str(label - 1), *(f'{share:.6f}' for share in (corners/size).ravel())])
-            for label, inside in class_masks(mask, n_classes) for corners in polygons(inside)]
+    return [' '.join([str(label - 1), *(f'{share:.6f}' for share in ((corners - .25)/size).ravel())])
+            for label, inside in class_masks(mask, n_classes) for corners in polygons(inside, inset=.5)]

@@ -70,10 +70,12 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli claim cli config core fetch options pages settings values'.split(), set()),
+    **dict.fromkeys('__init__ bench_cli claim cli command config core fetch options pages predict settings values'
+                    .split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
-    **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES),
+    **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES), 'label_formats': {'scipy'},
+    'known_tags': DATA, 'tool_files': TABLES | {'scipy'},
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
     **dict.fromkeys('encoder frozen maps model published'.split(), MODEL),
