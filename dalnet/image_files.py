@@ -94,7 +94,7 @@ def _surprises(results):
         kinds = ', '.join(f'{n} {suffix}' for suffix, n in kinds)
         yield f'left out, as such files are not read: {kinds}, e.g. {results.unread[0]}; convert them to JPEG or PNG'
     for folder, masks in _masks_below(results.images).items():
-        yield (f'{folder}: {len(masks)} PNG files that look like masks are labelled as images, e.g. {masks[0].name}; '
+        yield (f'{folder}: PNG files that look like masks are labelled as images ({len(masks)}, e.g. {masks[0].name}); '
                f'if that is not meant, name the images with a glob, in quotes: "{folder.parent}/*.jpg"')
 
 # %% ../nbs/use/image_files.ipynb #65c6b6d7

@@ -351,7 +351,7 @@ def test_masks_in_a_subfolder_and_unread_pictures_are_said(predictor, tmp_path):
     assert len(found) == 3 + 2 + 1 + 1                                                    # a note is no filter
     assert len(notes) == 3 and '2 .heic, 1 .cr2' in notes[0] and 'IMG_1.HEIC' in notes[0]
     assert {os.path.basename(note.split(':')[0]) for note in notes[1:]} == {'masks', 'grey'}
-    assert '2 PNG files that look like masks' in ''.join(notes)
+    assert 'look like masks are labelled as images (2, e.g. a.png)' in ''.join(notes)
     notes.clear()
     predict_files(predictor, [photos/'*.jpg'], photos/'masks2', note=notes.append)
     assert notes == []
