@@ -43,6 +43,7 @@ def _class_names(tags, names, where):
     given = {known[tag] for tag in tags}
     return [name for name in names if name in given]
 
+# %% ../nbs/use/known_tags.ipynb #38b1e884
 def known_tags(
     source:str|Path, # table or export
     images:dict, # of `find_images`

@@ -104,7 +104,7 @@ def predict_files(
         except _FAILURES as error: failures.append((i, _failure_line(image, error)))
     failures = _all_lines(failures)
     done, gone = len(todo) - len(failures), []
-    if is_main(): gone = write_tool_files(out, settings, predictor.names, formats, overwrite, as_polygons)[1]
+    if is_main(): gone = write_tool_files(out, settings, predictor.names, formats, overwrite, as_polygons)
     with explain_lost_rank(): failures += all_gather(gone)
     return done, len(images) - len(todo), failures
 

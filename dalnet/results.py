@@ -156,7 +156,7 @@ def is_predicted(
     "Whether all results of this image exist, whole, made with these settings"
     try:
         files, mark = result_files(out, name, confidence), mark_of(settings, _source(image))
-        return all(bears(path, mark) for path in files) and all(ends_well(path) for path in files if path.suffix != '.json')
+        return all(bears(path, mark) and (path.suffix == '.json' or ends_well(path)) for path in files)
     except (OSError, InputError): return False
 
 # %% ../nbs/use/results.ipynb #e4b3e5f1

@@ -134,7 +134,8 @@ def _fill(folder, items, images, label_of, ending):
         suffix = os.path.splitext(item.file)[1]
         try: data = _bytes_of(item.image)
         except OSError as error:
-            lines.append(f'{item.image}: cannot be copied to {folder} ({error.strerror}); restore it, or delete its mask')
+            lines.append(f'{item.image}: cannot be copied to {folder} ({error.strerror}); '
+                         'restore it, or delete its mask')
             continue
         _put(result_path(folder/images, item.name, suffix), data)
         _put(result_path(folder/'labels', item.name, ending), label_of(item.mask))
@@ -188,6 +189,14 @@ def check_tool_files(
             if name in images:
                 raise InputError(f'{images[name]}: its record would have the name of {out/name}; rename the image')
 
+# %% ../nbs/use/tool_files.ipynb #8b2017c1
+def _write_folder(root, items, names, mark, images, ending):
+    "Images and labels of a dataset in a folder -> a line for each image that is gone"
+    def label_of(mask):
+        if ending == '.png': return _grey_png(mask, mark)
+        return '\n'.join([*yolo_lines(mask, len(names)), '']).encode()
+    return _fill(root, items, images, label_of, ending)
+
 def write_tool_files(
     out:Path, # folder of the results
     settings:dict, # of `Predictor`
@@ -195,26 +204,18 @@ def write_tool_files(
     formats:tuple, # of `FORMATS`
     overwrite:bool=False, # accept any file there
     as_polygons:bool=False # outlines for COCO and CVAT
-)->tuple: # paths that were written, or were complete, and lines about images that are gone
+)->list[str]: # a line for each image that is gone
     "Write all finished results in a folder for other tools"
     check_tool_files(out, formats, {}, overwrite)
-    items, paths, lines = list(labelled(out, settings)), [], []
+    items, lines = list(labelled(out, settings)) if set(formats) - {'png'} else [], []
+    if not items: return lines
     mark = mark_of(settings, list(names), as_polygons, [[item.name, item.record['software']] for item in items])
-    if not items: return paths, lines
-    for kind in formats:
-        for name, write in _FILES.get(kind, []):
-            paths.append(out/name)
-            if bears(out/name, mark): continue
-            write_whole(out/name, partial(write, items, names, mark, as_polygons))
-        if kind in _FOLDERS:
-            name, describe, images, ending = _FOLDERS[kind]
-            paths.append(out/name)
-            if bears(out/name, mark): continue
-            _put(out/name, describe(names, mark_of('not complete')).encode())
-            def label_of(mask, kind=kind):
-                if kind == 'fiftyone': return _grey_png(mask, mark)
-                return '\n'.join([*yolo_lines(mask, len(names)), '']).encode()
-            gone = _fill((out/name).parent, items, images, label_of, ending)
-            if not gone: _put(out/name, describe(names, mark).encode())
-            lines += gone
-    return paths, lines
+    for name, write in (each for kind in formats for each in _FILES.get(kind, [])):
+        if not bears(out/name, mark): write_whole(out/name, partial(write, items, names, mark, as_polygons))
+    for name, describe, images, ending in (_FOLDERS[kind] for kind in formats if kind in _FOLDERS):
+        if bears(out/name, mark): continue
+        _put(out/name, describe(names, mark_of('not complete')).encode())
+        gone = _write_folder((out/name).parent, items, names, mark, images, ending)
+        if not gone: _put(out/name, describe(names, mark).encode())
+        lines += gone
+    return lines

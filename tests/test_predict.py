@@ -190,16 +190,17 @@ def test_fiftyone_has_a_grey_mask_for_each_image(drawn):
 def test_yolo_and_coco_as_supervision_reads_them(drawn):
     sv = pytest.importorskip('supervision', reason='reads YOLO and COCO')
     out, masks = drawn
-    yolo = sv.DetectionDataset.from_yolo(
-        str(out/'labels_yolo/images'), str(out/'labels_yolo/labels'), str(out/'labels_yolo/data.yaml'), force_masks=True)
-    coco = sv.DetectionDataset.from_coco(str(out/'labels_yolo/images'), str(out/'labels_coco.json'), force_masks=True)
+    images, labels, about = (str(out/f'labels_yolo/{name}') for name in ('images', 'labels', 'data.yaml'))
+    yolo = sv.DetectionDataset.from_yolo(images, labels, about, force_masks=True)
+    coco = sv.DetectionDataset.from_coco(images, str(out/'labels_coco.json'), force_masks=True)
     for dataset, least in ((yolo, .95), (coco, 1.)):
         assert dataset.classes == list(SHAPE_CLASSES)
         seen = {Path(path).stem: found for path, _, found in dataset}
         assert seen.keys() == masks.keys()
         for name, mask in masks.items():
             found = np.zeros((7, *mask.shape), bool)
-            for inside, c in zip(seen[name].mask if len(seen[name]) else [], seen[name].class_id): found[c + 1] |= inside
+            parts = zip(seen[name].mask, seen[name].class_id) if len(seen[name]) else []
+            for inside, c in parts: found[c + 1] |= inside
             for label in set(np.unique(mask)) - {0, 255}: assert iou(found[label], mask == label) >= least
 
 
@@ -252,7 +253,7 @@ def test_files_of_others_stay(predictor, run, tmp_path):
     photos, out = noise(tmp_path/'photos', 'a.jpg'), tmp_path/'out'
     (out/'labels_yolo/labels').mkdir(parents=True)
     for path in (out/'labels_coco.json', out/'labels_yolo/labels/mine.txt'): path.write_text('mine')
-    for kind, words in (('coco', 'labels_coco.json: not made by dalnet'), ('yolo', 'a folder that dalnet did not make')):
+    for kind, words in (('coco', 'labels_coco.json: not made by'), ('yolo', 'a folder that dalnet did not make')):
         with pytest.raises(InputError, match=words): predict_files(predictor, [photos], out, formats=(kind,))
     assert not (out/'a.png').exists()                                      # said before anything is computed
     assert predict_files(predictor, [photos], out, True, formats=('coco', 'yolo')) == (1, 0, [])
