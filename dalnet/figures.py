@@ -59,6 +59,7 @@ def show_legend(
     spots = [Patch(facecolor=palette()[label]/255, edgecolor='black', label=known[label]) for label in labels]
     columns = max(1, min(len(spots), int(fig.get_figwidth()/1.2)))
     height = .3*-(-len(spots)//columns)                                  # inches
+    fig.set_figheight(fig.get_figheight() + height)
     fig.tight_layout(rect=(0, height/fig.get_figheight(), 1, 1))
     fig.legend(handles=spots, loc='lower center', ncols=columns, frameon=False, fontsize=9)
     return [known[label] for label in labels]
