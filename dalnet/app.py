@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from .options import console_command, parse_options
-from .core import IGNORE, InputError, palette
+from .core import InputError, colour_labels, ignore_label
 from .images import encode, load_image, save_mask
 from .inference import Prediction, Predictor
 from .maps import enlarge
@@ -23,16 +23,18 @@ def sure_mask(
     confidence:float # in [0,1], the least probability of a pixel's label
 )->torch.Tensor: # (H,W) int64, 255 where the label is less likely
     "The mask, without the pixels that are in doubt"
-    return prediction.mask.masked_fill(prediction.probs.amax(0) < confidence, IGNORE)
+    unsure = prediction.probs.amax(0) < confidence
+    return prediction.mask.masked_fill(unsure, ignore_label(len(prediction.names)))
 
 def draw_overlay(
     image:np.ndarray, # (H,W,3) uint8
-    mask:torch.Tensor, # (H,W) int64; background and 255 are not painted
-    opacity:float # of the colours, in [0,1]
+    mask:torch.Tensor, # (H,W) int64; background and `ignore` are not painted
+    opacity:float, # of the colours, in [0,1]
+    ignore:int=255 # label that is not painted, see `ignore_label`
 )->np.ndarray: # (H,W,3) uint8
     "Paint the labels over the image"
-    painted = ((mask > 0) & (mask != IGNORE)).numpy()[..., None]
-    return np.where(painted, (1 - opacity)*image + opacity*palette()[mask], image).astype(np.uint8)
+    painted = ((mask > 0) & (mask != ignore)).numpy()[..., None]
+    return np.where(painted, (1 - opacity)*image + opacity*colour_labels(mask), image).astype(np.uint8)
 
 def draw_heat(
     image:np.ndarray, # (H,W,3) uint8
@@ -54,7 +56,7 @@ def write_downloads(
     "Write a mask, an overlay and a list of classes"
     from PIL import Image
     paths = [Path(folder)/f'{name}{end}' for end in ('.png', '_overlay.png', '.json')]
-    save_mask(mask.numpy(), paths[0])
+    save_mask(mask.numpy(), paths[0], n_classes=len(prediction.names))
     paths[1].write_bytes(encode(Image.fromarray(overlay), 'PNG'))
     labels = ('background', *prediction.names)
     about = dict(tags=prediction.tags, classes=prediction.shares, labels=dict(enumerate(labels)))
@@ -86,10 +88,10 @@ class _App:
         if not found: return None, None, None, None, None
         image, prediction = found['image'], found['prediction']
         mask = sure_mask(prediction, confidence)
-        overlay = draw_overlay(image, mask, opacity)
+        overlay = draw_overlay(image, mask, opacity, ignore_label(len(prediction.names)))
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         files = write_downloads(folder, found['name'], prediction, mask, overlay)
-        return overlay, palette()[mask].astype(np.uint8), *self.heats(image, prediction, name, opacity), files
+        return overlay, colour_labels(mask), *self.heats(image, prediction, name, opacity), files
 
     def heats(self, image, prediction, name, opacity):
         "The CAM of a class, none for a word, and the map of its text"

@@ -94,13 +94,16 @@ def _crf(argv):
 def _use(what, about, images, argv):
     "Measure prediction or evaluation"
     parser = _parser(what, about)
-    parser.add_argument('--checkpoint', help='folder of a checkpoint; default: random weights')
+    parser.add_argument('--checkpoint', help=(
+        'folder of a checkpoint, or of a run, for its newest checkpoint; default: random weights'))
     parser.add_argument('--preset', choices=sorted(PRESETS), default='voc_vit_b', help=(
         'network and test scales, if there is no checkpoint (voc_vit_b)'))
     _image_options(parser, images)
     args = parser.parse_args(argv)
     from dalnet import bench_use
     from dalnet.checkpoint import Checkpoint
+    from dalnet.command import find_checkpoint
+    if args.checkpoint: args.checkpoint = find_checkpoint(args.checkpoint)
     config = Checkpoint.load(args.checkpoint)[1] if args.checkpoint else PRESETS[args.preset]
     config = replace(config, **_given(args, 'data'))
     measure = dict(predict=bench_use.bench_predict, evaluate=bench_use.bench_evaluate)[what]

@@ -7,7 +7,8 @@ __all__ = ['find_images']
 
 # %% ../nbs/use/image_files.ipynb #0ae83d37
 import glob, os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from .core import InputError, cannot_list
 from .images import IMAGE_SUFFIXES
@@ -22,7 +23,7 @@ def _same_file(a, b):
 class _Results:
     "Images by the names of their results, which go into a folder if one is given"
     def __init__(self, out):
-        self.out, self.images = None if out is None else Path(out), {}
+        self.out, self.images, self.unread = None if out is None else Path(out), {}, []
 
     def holds(self, path):
         "Whether a path is the folder of the results or inside it"
@@ -43,6 +44,10 @@ class _Results:
         self.images[name] = image
 
 # %% ../nbs/use/image_files.ipynb #71952d79
+_UNREAD = frozenset(  # extensions of pictures that are not read
+    '.heic .heif .hif .avif .jxl .svg .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .exr .hdr .xcf .eps .dcm'
+    .split()) - IMAGE_SUFFIXES
+
 def _walk(folder, results):
     "Add all images in a folder and its subfolders, except results"
     for parent, folders, files in os.walk(folder, onerror=cannot_list):
@@ -51,6 +56,7 @@ def _walk(folder, results):
             path = Path(parent)/name
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 results.add(str(path.relative_to(folder).with_suffix('')), path)
+            elif path.suffix.lower() in _UNREAD: results.unread.append(path)
 
 def _matches(given, results):
     "The files and folders that an input refers to"
@@ -60,10 +66,42 @@ def _matches(given, results):
         raise InputError(f'{given}: file not found; check the path')
     return paths
 
+# %% ../nbs/use/image_files.ipynb #1bd9c047
+def _png_kind(path):
+    "The colour type in a PNG's header: 0 grey, 2 RGB, 3 palette; None if it cannot be read"
+    try:
+        with open(path, 'rb') as file: head = file.read(26)
+    except OSError: return None
+    return head[25] if len(head) == 26 and head.startswith(b'\x89PNG') else None
+
+def _masks_below(images):
+    "PNGs in subfolders that look like masks, by their folders"
+    homes, found = {}, {}
+    for image in images.values():
+        if not isinstance(image, TarMember): homes.setdefault(image.stem, []).append(image)
+    for name, image in images.items():
+        if isinstance(image, TarMember) or image.suffix.lower() != '.png' or os.sep not in name: continue
+        twins = [twin for twin in homes[image.stem] if twin.parent != image.parent]
+        kind = _png_kind(image)
+        if kind == 3 or any(kind == 0 or twin.suffix.lower() != '.png' for twin in twins):
+            found.setdefault(image.parent, []).append(image)
+    return found
+
+def _surprises(results):
+    "A line about pictures that are not read, and one for each folder of what look like masks"
+    if results.unread:
+        kinds = Counter(path.suffix.lower() for path in results.unread).most_common()
+        kinds = ', '.join(f'{n} {suffix}' for suffix, n in kinds)
+        yield f'left out, as such files are not read: {kinds}, e.g. {results.unread[0]}; convert them to JPEG or PNG'
+    for folder, masks in _masks_below(results.images).items():
+        yield (f'{folder}: PNG files that look like masks are labelled as images ({len(masks)}, e.g. {masks[0].name}); '
+               f'if that is not meant, name the images with a glob, in quotes: "{folder.parent}/*.jpg"')
+
 # %% ../nbs/use/image_files.ipynb #65c6b6d7
 def find_images(
     inputs:Sequence, # files, folders, globs, and .tar archives
-    out:str|Path|None=None # folder for the results; images in it are left out
+    out:str|Path|None=None, # folder for the results; images in it are left out
+    note:Callable|None=None # called with a line about anything surprising; None = nobody asks
 )->dict[str,Path|TarMember]: # name of the result, without suffix -> image
     "Find all images that the inputs refer to; raise an `InputError` if two would share a name"
     results = _Results(out)
@@ -75,6 +113,7 @@ def find_images(
             elif not path.is_dir(): results.add(path.stem, path)         # pipes and dead links fail when they are read
             elif '**' not in given or os.path.exists(given):             # ** matches the files below by itself
                 _walk(path, results)
+    for line in _surprises(results) if note else []: note(line)
     if not results.images:
         known = ', '.join(sorted(IMAGE_SUFFIXES)[:8])
         raise InputError(f'{", ".join(map(str, inputs))}: no images found; known suffixes are {known}, ...')

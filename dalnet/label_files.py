@@ -6,8 +6,8 @@
 __all__ = ['predict_files', 'pseudo_label_files', 'write_submission']
 
 # %% ../nbs/use/label_files.ipynb #353261b3
-import io, json, os, tarfile, zipfile, zlib
-from collections.abc import Sequence
+import io, json, os, sys, tarfile, zipfile, zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from .build import open_data
 from .cam import class_labels, tagged_classes
 from .checkpoint import Checkpoint
+from .command import find_checkpoint
 from .core import InputError, first_line, one_line, out_folder, result_path, write_whole
 from .dataset import ImageDataset
 from .image_files import find_images
 from .images import ends_well, load_image, save_mask, upright_size
 from .inference import PATIENCE, Predictor
+from .known_tags import known_tags
 from .maps import check_finite, check_scales
 from .pseudo import tagged_maps
 from .processes import (
@@ -28,6 +30,7 @@ from .processes import (
 from .archives import TarMember
 from .refine import PAR, refine_labels
 from .results import bears, check_free, check_ours, is_predicted, mark_of, result_files, sweep, write_prediction
+from .tool_files import check_tool_files, write_tool_files
 from .transforms import EvalTransform
 
 # %% ../nbs/use/label_files.ipynb #c7777b9c
@@ -50,32 +53,60 @@ def _failure_line(image, error):
     if isinstance(error, InputError): return str(error) if name in str(error) else f'{name}: {error}'
     return one_line(f'{image}: not labelled ({first_line(error)}); see whether it is too large, or the disk full')
 
+# %% ../nbs/use/label_files.ipynb #4afc8444
+def _say(line):
+    "Print a line on standard error, once for all processes"
+    if is_main(): print(line, file=sys.stderr, flush=True)
+
+def _keep_classes(out, names, overwrite=False):
+    "Write classes.txt, and raise an `InputError` if there is one with other names"
+    path, text = out/'classes.txt', ''.join(f'{name}\n' for name in names)
+    there = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else text
+    with explain_lost_rank(): barrier()                                  # all have checked before any writes
+    if there.split() != text.split() and not overwrite:
+        raise InputError(f'{path}: lists other classes than the checkpoint; choose another out, '
+                         'or replace it (--overwrite)')
+    if is_main() and (there != text or not path.is_file()):
+        write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
 # %% ../nbs/use/label_files.ipynb #64cd20b0
 def predict_files(
     predictor:Predictor, # labels them
     inputs:Sequence, # files, folders, globs, and .tar archives
     out:str|Path, # folder for NAME.png, NAME_overlay.jpg and NAME.json
-    overwrite:bool=False # replace files there that dalnet did not make, and results of other images
+    overwrite:bool=False, # replace files there that dalnet did not make, and results of other images
+    tags:str|Path|None=None, # table of known tags, see `known_tags`
+    confidence:bool=False, # also write NAME_confidence.png
+    formats:Sequence=(), # files for other tools, of `FORMATS`
+    as_polygons:bool=False, # outlines for COCO and CVAT, in place of exact run lengths
+    note:Callable=_say # called with a line about anything surprising
 )->tuple[int,int,list]: # how many were labelled, how many were already done, and a line for each that failed
     "Label images into files, skipping finished ones"
     settings, out, failures = predictor.settings, out_folder(out), []
-    images = list(find_images(inputs, out).items())
+    images = list(find_images(inputs, out, note).items())
     with explain_lost_rank():                                            # a folder may change in between
         images = all_gather(images if is_main() else [])
-    todo = _left(len(images), lambda i: is_predicted(images[i][1], out, images[i][0], settings))
+    check_tool_files(out, formats, dict(images), overwrite)
+    told = known_tags(tags, dict(images), predictor.names, note) if tags else {}
+    abouts = [settings | dict(known_tags=told[name]) if name in told else settings for name, _ in images]
+    _keep_classes(out, predictor.names, overwrite)
+    todo = _left(len(images), lambda i: is_predicted(images[i][1], out, images[i][0], abouts[i], confidence))
     mine = [todo[i] for i in shard(len(todo))]
     out.mkdir(parents=True, exist_ok=True)
     if is_main(): sweep(out)
     for i in progress(mine, len(mine)):
         name, image = images[i]
         try:
-            files = result_files(out, name)
+            files = result_files(out, name, confidence)
             check_free(image, files, overwrite)
             picture = image.load() if isinstance(image, TarMember) else load_image(image)
-            write_prediction(image, picture, predictor(picture), files, settings)
+            write_prediction(image, picture, predictor(picture, told.get(name)), files, abouts[i])
         except _FAILURES as error: failures.append((i, _failure_line(image, error)))
     failures = _all_lines(failures)
-    return len(todo) - len(failures), len(images) - len(todo), failures
+    done, gone = len(todo) - len(failures), []
+    if is_main(): gone = write_tool_files(out, settings, predictor.names, formats, overwrite, as_polygons)
+    with explain_lost_rank(): failures += all_gather(gone)
+    return done, len(images) - len(todo), failures
 
 # %% ../nbs/use/label_files.ipynb #0ff82fe6
 class _Labeller:
@@ -181,7 +212,7 @@ def _label_data(config, checkpoint, names, data, split, tags):
 
 # %% ../nbs/use/label_files.ipynb #9551584a
 def pseudo_label_files(
-    checkpoint:str|Path, # folder of a checkpoint
+    checkpoint:str|Path, # folder of a checkpoint, or of a run, for its newest
     out:str|Path, # folder for NAME.png
     data:str|Path|None=None, # dataset folder; None = as in training
     split:str|None=None, # list of images; None = as in training
@@ -200,6 +231,7 @@ def pseudo_label_files(
     if processes > 1 and launched > 1:
         raise InputError(
             f'processes must be 1 where a launcher has started {launched} already to share the images; got {processes}')
+    checkpoint = find_checkpoint(checkpoint)
     model, config = Checkpoint.load(checkpoint)
     options = _label_options(config, scales, flip, high, low, map_source)
     dataset = _label_data(config, checkpoint, tuple(model.names), data, split, tags)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from .checkpoint import Checkpoint, has_segmentation
-from .cli import _check_classes, _check_writable, _segment_options, _source_options
+from .command import (
+    add_checkpoint, check_same_classes, check_writable, find_checkpoint, segment_options, source_options)
 from .core import IGNORE, InputError, colour_labels, ignore_label, write_whole
 from .crf import check_engine
 from .errors import (
@@ -234,8 +235,8 @@ def evenly_spaced(
 
 def _report_options(parser):
     "Options of `dalnet_report`"
-    parser.add_argument('checkpoint', help='folder of a checkpoint')
-    _source_options(parser)
+    add_checkpoint(parser)
+    source_options(parser)
     parser.add_argument('--split', default='', help='which of its images; default: those for validation')
     parser.add_argument('--mask-folder', help='masks of your own images; default: as in training')
     parser.add_argument('--what', choices=['cams', 'segmentation'], help=(
@@ -245,7 +246,7 @@ def _report_options(parser):
         'at which CAMs are cut; 0 chooses it on training images, without masks; default: as in training'))
     parser.add_argument('--label-free', action='store_true', help=(
         'also choose a threshold on training images, without masks, and mark it'))
-    _segment_options(parser)
+    segment_options(parser)
     parser.add_argument('--worst', type=int, default=10, help='how many of the worst images to show (10)')
     parser.add_argument('--limit', type=int, default=0, help='score so many images, evenly spaced; 0 = all (0)')
     parser.add_argument('--out', help='HTML file to write; default: report_SPLIT.html in the checkpoint\'s folder')
@@ -279,6 +280,7 @@ def _report(args, command):
     "Check everything, score, and write the page"
     device = resolve_device(args.device, PATIENCE)
     _check_report(args)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     model, config = Checkpoint.load(args.checkpoint, device)
     model.precision = args.precision
     seg = has_segmentation(args.checkpoint)
@@ -287,8 +289,8 @@ def _report(args, command):
     names = tuple(model.names)
     dataset = evaluation_data(config, args.split, args.data, args.tags, args.mask_folder, names)
     out = Path(args.out or Path(args.checkpoint)/f'report_{dataset.split}.html')
-    _check_writable(out)
-    _check_classes(dataset, names, args.checkpoint)
+    check_writable(out)
+    check_same_classes(dataset, names, args.checkpoint)
     dataset = evenly_spaced(dataset, args.limit)
     if seg and args.what != 'cams':
         found = segmentation_errors(model, dataset, args.worst, args.crf, scales=args.scales or config.test_scales,

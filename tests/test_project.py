@@ -69,11 +69,13 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli card claim cli config core fetch hub mat options pages settings values'
+    **dict.fromkeys('__init__ bench_cli card claim cli command config core fetch hub mat options pages predict settings '
+                    'values'
                     .split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
-    **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES),
+    **dict.fromkeys('archives exports image_files index readers results'.split(), TABLES), 'label_formats': {'scipy'},
+    'known_tags': DATA, 'tool_files': TABLES | {'scipy'},
     **dict.fromkeys('coco coco_annotations dataset transforms'.split(), IMAGES),
     **dict.fromkeys('bench_data data tagged voc voc_tags'.split(), DATA),
     **dict.fromkeys('encoder export frozen maps model published'.split(), MODEL),

@@ -78,7 +78,8 @@ def test_names_in_an_archive_lead_nowhere(predictor, tmp_path):
     done, _, failures = predict_files(predictor, [shard], out)
     assert (done, len(failures)) == (1, 5) and state(away) == before
     assert all('leads out of the folder' in line for line in failures[:4]) and 'shorten it' in failures[4]
-    assert names(tmp_path) == ['away/notes.png', *(f'deep/er/out/good{ending}' for ending in RESULTS), 'shard.tar']
+    ours = [f'deep/er/out/{name}' for name in ('classes.txt', *(f'good{ending}' for ending in RESULTS))]
+    assert names(tmp_path) == ['away/notes.png', *ours, 'shard.tar']
 
 
 # pictures
