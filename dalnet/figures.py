@@ -56,7 +56,8 @@ def show_legend(
     "Put the colour and the name of every label in some masks below a figure"
     known = dict(enumerate(('background', *names))) | {ignore_label(len(names)): 'unlabelled'}
     labels = sorted({label for mask in masks for label in torch.as_tensor(mask).unique().tolist()} & known.keys())
-    spots = [Patch(facecolor=colour_labels(torch.tensor([label]))[0]/255, edgecolor='black', label=known[label]) for label in labels]
+    colours = colour_labels(torch.tensor(labels))/255
+    spots = [Patch(facecolor=colour, edgecolor='black', label=known[label]) for colour, label in zip(colours, labels)]
     columns = max(1, min(len(spots), int(fig.get_figwidth()/1.2)))
     height = .3*-(-len(spots)//columns)                                  # inches
     fig.set_figheight(fig.get_figheight() + height)

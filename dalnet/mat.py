@@ -63,7 +63,8 @@ def _numbers(data):
     kind, content = elements[0]
     if kind not in _NUMBERS: raise ValueError(f'numbers of the type {kind} are not known')
     numbers = np.frombuffer(content, _NUMBERS[kind])
-    if min(shape, default=-1) < 0 or math.prod(shape) != len(numbers): raise ValueError('its shape does not fit its contents')
+    if min(shape, default=-1) < 0 or math.prod(shape) != len(numbers):
+        raise ValueError('its shape does not fit its contents')
     return numbers.reshape(shape, order='F')
 
 # %% ../nbs/data/mat.ipynb #5bd0a010
@@ -80,7 +81,8 @@ def read_field(
         for kind, content in _elements(data[128:]):
             if kind != _ARRAY: continue
             cls, shape, name, elements = _array(content)
-            if name == variable and cls == _STRUCTURE and math.prod(shape) == 1: return _numbers(_field(elements, field))
+            if name == variable and cls == _STRUCTURE and math.prod(shape) == 1:
+                return _numbers(_field(elements, field))
         raise ValueError(f'no structure {variable}')
     except (ValueError, IndexError, struct.error, zlib.error, OverflowError) as error:
         raise InputError(f'{path}: {variable}.{field} cannot be read ({first_line(error)}); restore it') from None

@@ -69,8 +69,8 @@ IMAGES = {'scipy', 'torch', 'torchvision'}
 DATA = TABLES | IMAGES
 RUN = DATA | MODEL | {'accelerate'}
 LOADS = {  # what `import dalnet.X` may load of these
-    **dict.fromkeys('__init__ bench_cli card claim cli command config core fetch hub mat options pages predict settings '
-                    'values'
+    **dict.fromkeys('__init__ bench_cli card claim cli command config core fetch hub mat options pages predict '
+                    'settings values'
                     .split(), set()),
     **dict.fromkeys('bootstrap cam contrast crf errors gia images lattice lea masks measure'.split(), {'torch'}),
     **dict.fromkeys('metrics pseudo refine regions report segment shapes text'.split(), {'torch'}),
