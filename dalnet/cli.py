@@ -54,9 +54,11 @@ def _train_and_score(config, args):
     from dalnet.training import train
     from dalnet.watch import Interrupted
     device, images = resolve_device(config.device, config.timeout), training_data(config)
-    if args.dry_run:
-        return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in dry_run(config, images).items()))
     dataset = _scored_data(config, args, images.classes)
+    if args.dry_run:
+        plan = dry_run(config, images)
+        if dataset: plan |= dict(scored=f'{len(dataset):,} images of "{dataset.split}", {len(dataset.skipped)} left out')
+        return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in plan.items()))
     if config.score_every and not dataset:
         raise InputError('setting score_every: there is nothing to score on: '
                          'name images with masks (--eval-split, --eval-data, --mask-folder), or leave it 0')
@@ -75,6 +77,7 @@ def _train_and_score(config, args):
     except KeyboardInterrupt as error:
         raise Interrupted(f'the scoring was stopped; the training is complete: dalnet_eval {last} scores it',
                           getattr(error, 'number', signal.SIGINT)) from None
+    print_rank0(f'where it is right and where wrong, in pictures: dalnet_report {last}')
 
 # %% ../nbs/use/cli.ipynb #f071df93
 @console_command
@@ -95,6 +98,7 @@ def _eval_options(parser):
     source_options(parser)
     parser.add_argument('--split', default='', help=(
         'which of its images; default: those for validation, and test with --submission'))
+    parser.add_argument('--image-root', help='folder that the images\' names start from; default: as in training')
     parser.add_argument('--mask-folder', help='masks of your own images; default: as in training')
     parser.add_argument('--crowds', choices=['ignore', 'class'], default='ignore', help=(
         'in the masks of COCO, crowds are left out of the score, or count as their class (ignore)'))
@@ -103,6 +107,7 @@ def _eval_options(parser):
     parser.add_argument('--cam-threshold', type=float, help=(
         'at which CAMs are scored; 0 chooses it on training images, without masks; default: as in training'))
     segment_options(parser)
+    parser.add_argument('--quick', action='store_true', help='one scale, no flips and no CRF, for a first look')
     parser.add_argument('--out', help='JSON file to write; default: scores_SPLIT.json in the checkpoint\'s folder')
     parser.add_argument('--submission', metavar='ARCHIVE', help=(
         'write masks for the VOC test server into this .tar.gz or .zip instead of scoring; no masks or tags are read'))
@@ -130,6 +135,7 @@ def _evaluate(args):
     from dalnet.processes import resolve_device
     from dalnet.threshold import settle_threshold
     device = resolve_device(args.device, PATIENCE)
+    if args.quick: args.cam_scales, args.scales, args.flip, args.crf = (1.,), (1.,), False, None
     check_scales(args.cam_scales)
     if args.scales: check_scales(args.scales)
     if args.crf: check_engine(args.crf)
@@ -143,7 +149,8 @@ def _evaluate(args):
     if not (cams or seg):
         raise InputError(f'{args.checkpoint}: segmentation was not trained (weight_seg, seg_start); score its CAMs')
     names = tuple(model.names)
-    dataset = evaluation_data(config, args.split, args.data, args.tags, args.mask_folder, names, args.crowds)
+    dataset = evaluation_data(config, args.split, args.data, args.tags, args.mask_folder, names, args.crowds,
+                              args.image_root)
     out = Path(args.out or Path(args.checkpoint)/f'scores_{dataset.split}.json')
     check_writable(out)
     check_same_classes(dataset, names, args.checkpoint)
@@ -210,6 +217,7 @@ def _data_options(parser):
         'which of its images, or without --val of the source\'s; default: those for validation'))
     tags.add_argument('--image-root', default='', help=(
         'folder that the images\' names start from; default: the table\'s own'))
+    tags.add_argument('--mask-folder', default='', help='masks to score on, to be checked too; default: none')
     tags.add_argument('--few', type=int, default=20, help='a class with fewer images is said to be rare (20)')
     tags.add_argument('--quick', action='store_true', help='do not decode the images')
     for kind in (voc, coco, tags):

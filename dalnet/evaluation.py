@@ -179,11 +179,13 @@ def evaluation_data(
     tags:str|Path|None=None, # another tag source
     mask_folder:str|Path|None=None, # another folder of masks, for images of your own
     classes:tuple|None=None, # foreground names that the model knows, for images of your own
-    crowds:str='ignore' # crowds in COCO's masks: left out ("ignore"), or their class ("class")
+    crowds:str='ignore', # crowds in COCO's masks: left out ("ignore"), or their class ("class")
+    image_root:str|Path|None=None # another folder that images' names start from
 )->ImageDataset: # with masks
     "Open the images and masks to score on, resized according to the run's settings"
     return open_data(config, EvalTransform(config.long_side), data or '', 'val', split=split, tags=tags,
-                     mask_folder=mask_folder, classes=classes, show=progress, crowds=crowds)
+                     mask_folder=mask_folder, classes=classes, show=progress, crowds=crowds,
+                     image_root=image_root)
 
 # %% ../nbs/use/evaluation.ipynb #772b9a44
 def score_table(
