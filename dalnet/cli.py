@@ -57,7 +57,8 @@ def _train_and_score(config, args):
     dataset = _scored_data(config, args, images.classes)
     if args.dry_run:
         plan = dry_run(config, images)
-        if dataset: plan |= dict(scored=f'{len(dataset):,} images of "{dataset.split}", {len(dataset.skipped)} left out')
+        if dataset:
+            plan['scored'] = f'{len(dataset):,} images of "{dataset.split}", {len(dataset.skipped)} left out'
         return print_rank0('\n'.join(f'{name:<11}{value}' for name, value in plan.items()))
     if config.score_every and not dataset:
         raise InputError('setting score_every: there is nothing to score on: '

@@ -198,7 +198,7 @@ def score_table(
     if 'seg' in scores: columns |= scores['seg']._columns()
     return _iou_table(next(iter(scores.values())).names, columns)
 
-# %% ../nbs/use/evaluation.ipynb #0073c111
+# %% ../nbs/use/evaluation.ipynb #d4a90a4a
 class _SkipBad(torch.utils.data.Dataset):
     "A dataset whose bad items are None, each reported once and counted in `bad`: index -> why"
     def __init__(self, dataset): self.dataset, self.bad = dataset, {}
@@ -214,6 +214,7 @@ class _SkipBad(torch.utils.data.Dataset):
         "The bad items of all processes"
         with explain_lost_rank(): return {i: why for found in all_gather([self.bad]) for i, why in found.items()}
 
+# %% ../nbs/use/evaluation.ipynb #0073c111
 def _reading(scores, dataset, seconds, bad):
     "The line below the table"
     lines = f'{len(dataset) - len(bad)} images of "{dataset.split}", {seconds:.0f} s.'

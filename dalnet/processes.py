@@ -174,7 +174,7 @@ def claim_for_all(
 # %% ../nbs/train/processes.ipynb #dcafe5d8
 class LostRank(InputError):
     "Another process has died or does not answer; its own message tells why"
-    late = True                                                          # it comes after the cause, see `console_command`
+    late = True                                                          # comes after the cause, see `console_command`
 
 _LOST = ('gloo', 'nccl', 'connection', 'timed out', 'timeout', 'peer')
 

@@ -57,7 +57,7 @@ for module in sorted((ROOT/'dalnet').glob('[a-z]*.py')):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
             PUBLIC |= dict.fromkeys(ast.literal_eval(node.value), f'dalnet.{module.stem}')
 SOURCE = {f'dalnet.{module.stem}': module.read_text() for module in (ROOT/'dalnet').glob('[a-z]*.py')}
-OPTIONS = ''.join(SOURCE[f'dalnet.{module}'] for module in ('cli', 'options', 'tables'))
+OPTIONS = ''.join(SOURCE[f'dalnet.{module}'] for module in ('cli', 'command', 'options', 'predict', 'tables'))
 SCRIPTS = re.findall(r'\b(dalnet_\w+)=', (ROOT/'settings.ini').read_text())
 SETTING = re.compile(r'(?:(\w+): )?([a-z_0-9]+)=(\S.*)')
 
