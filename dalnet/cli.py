@@ -160,6 +160,7 @@ def _evaluate(args):
     report_scores(model, dataset, device, out, cams, seg, args.crf, args.cam_scales, args.scales or config.test_scales,
                   args.flip, config.flip_merge, args.fuse or config.fuse, threshold)
 
+# %% ../nbs/use/cli.ipynb #cf1cca8d
 @console_command
 def dalnet_eval(
     argv:list|None=None # arguments; None = sys.argv

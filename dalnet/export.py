@@ -124,6 +124,7 @@ def traced(
     with _exporting('torch.export'), torch.no_grad():
         return torch.export.export(net, (image,), dynamic_shapes=(sides,), strict=False)
 
+# %% ../nbs/publish/export.ipynb #9c492bf6
 def export_torch(
     model:DALNet, # to export
     path:str|Path, # .pt2 to write

@@ -48,6 +48,7 @@ def show_mask(
     ax.set_title(title, **_TITLE)
     ax.axis('off')
 
+# %% ../nbs/use/figures.ipynb #9ea9e607
 def show_legend(
     fig, # matplotlib figure
     names:tuple, # of the foreground classes

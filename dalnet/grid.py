@@ -165,6 +165,7 @@ def _chosen(grid, tables, rows):
     if chosen: known += f', the rows of those chosen {"; ".join(row.name for table in chosen for row in table.rows)}'
     raise InputError(f'no such table or row: {known}')
 
+# %% ../nbs/evidence/grid.ipynb #fd4bdfa7
 def plan(
     grid:Grid, # all tables
     out:str|Path, # folder for the runs

@@ -66,6 +66,7 @@ def segments(
     config = model.config
     return bool(config.weight_seg or config.weight_reg) and config.seg_start < model.iteration
 
+# %% ../nbs/publish/publish.ipynb #7d229d1b
 def save_published(
     model:nn.Module, # a `DALNet`
     folder:str|Path, # to write
